@@ -1,0 +1,5 @@
+//! Twinspan: a session gateway with two faces. Backends dial in over gRPC, browsers over WebSocket; both meet in one
+//! session router. See `docs/ARCHITECTURE.md` for the map.
+
+pub mod error;
+pub mod frame;
