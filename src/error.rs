@@ -150,6 +150,8 @@ reasons! {
         "The gateway stopped. Connect again.";
     LogUnavailable "LOG_UNAVAILABLE" Unavailable None, retry,
         "The session's log cannot be read or written now. Nothing was changed; try again.";
+    LogFull "LOG_FULL" ResourceExhausted None, retry,
+        "The log has no room for the frame. Nothing was changed; reading goes on. Delete sessions, or give it more room.";
     Unsupported "UNSUPPORTED" Unimplemented None, final,
         "This gateway has no such call or subprotocol. The message says what it has.";
     Internal "INTERNAL" Internal Some(1011), final,
