@@ -13,14 +13,16 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Router;
 use super::live::{Found, Live};
 use super::seat::Seat;
-use crate::error::Refusal;
+use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
 use crate::log::Page;
 use crate::session::{ConnectionId, WorkerKey};
@@ -42,11 +44,11 @@ impl<T: AsyncRead + AsyncWrite + Send + 'static> Socket for T {}
 
 /// How a connection ends.
 #[derive(Clone, Debug)]
-pub struct End {
+struct End {
     /// Why, unless all is well.
-    pub refusal: Option<Refusal>,
-    /// Bytes to send before, such as a close frame.
-    pub farewell: Bytes,
+    refusal: Option<Refusal>,
+    /// The close frame, until it is on its way.
+    farewell: Bytes,
 }
 
 /// A connection as the router sees it.
@@ -55,6 +57,7 @@ pub struct Link {
     name: Str,
     form: Form,
     types: Arc<Types>,
+    clock: Arc<AtomicU32>,
     out: Mutex<Out>,
     /// Seats whose sessions have something new.
     ready: Mutex<Vec<Arc<Seat>>>,
@@ -76,6 +79,8 @@ struct Out {
     waker: Waker,
     /// The socket took less than it was offered.
     blocked: bool,
+    /// It did, and has taken nothing since.
+    was_blocked: bool,
     /// What is being written, in whole messages; of the first, `written` bytes are gone.
     queue: VecDeque<Bytes>,
     written: usize,
@@ -105,21 +110,13 @@ const BATCH_BYTES: usize = 64 << 10;
 const SLICES: usize = 64;
 
 impl Link {
-    /// A link that writes to a socket by itself.
-    pub fn pushing(id: ConnectionId, name: Str, form: Form, types: Arc<Types>, socket: Pin<Box<dyn Socket>>) -> Self {
-        Self::new(id, name, form, types, Some(socket))
-    }
-
-    /// A link whose frames are fetched by `poll_take`.
-    pub fn pulled(id: ConnectionId, name: Str, types: Arc<Types>) -> Self {
-        Self::new(id, name, Form::Wire, types, None)
-    }
-
-    fn new(id: ConnectionId, name: Str, form: Form, types: Arc<Types>, socket: Option<Pin<Box<dyn Socket>>>) -> Self {
+    /// A link that writes to the socket by itself, or, without one, waits for its frames to be taken by `poll_take`.
+    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Self {
         let out = Out {
             socket,
             waker: Waker::noop().clone(),
             blocked: false,
+            was_blocked: false,
             queue: VecDeque::new(),
             written: 0,
             outbox: VecDeque::new(),
@@ -131,10 +128,11 @@ impl Link {
             ended: false,
         };
         Self {
-            id,
-            name,
+            id: ConnectionId(router.next_id()),
+            name: super::random_name(),
             form,
-            types,
+            types: Arc::clone(router.types()),
+            clock: router.clock(),
             out: Mutex::new(out),
             ready: Mutex::default(),
             kicked: AtomicBool::new(false),
@@ -156,13 +154,18 @@ impl Link {
         &self.name
     }
 
-    /// The peer showed life, by the coarse clock.
-    pub fn alive(&self, tick: u32) {
-        self.life.store(tick, Ordering::Relaxed);
+    /// What its peer reads.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
-    /// When it did so last.
-    pub fn last_alive(&self) -> u32 {
+    /// The peer showed life.
+    pub fn alive(&self) {
+        self.life.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// When it did so last, by the coarse clock.
+    pub(super) fn last_alive(&self) -> u32 {
         self.life.load(Ordering::Relaxed)
     }
 
@@ -202,12 +205,37 @@ impl Link {
     }
 
     /// Ends the connection once everything before has been sent. The first end counts.
-    pub fn end(&self, end: End) {
+    pub fn end(&self, refusal: Option<Refusal>) {
+        let farewell = if self.form == Form::Wire { Bytes::new() } else { close_frame(refusal.as_ref()) };
         let mut out = self.out();
         if out.end.is_none() {
-            out.end = Some(end);
+            out.end = Some(End { refusal, farewell });
         }
         drop(out);
+        self.kick();
+    }
+
+    /// Ends the connection now, whether the peer takes what is due to it or not.
+    pub fn cut(&self, refusal: Option<Refusal>) {
+        self.end(refusal);
+        let mut out = self.out();
+        if !out.ended && self.form != Form::Wire {
+            self.abandon(&mut out);
+        }
+        drop(out);
+        self.kick();
+    }
+
+    /// The peer of a pulled link has stopped pulling.
+    pub fn abandoned(&self) {
+        self.abandon(&mut self.out());
+    }
+
+    /// Tells the peer that the connection will be ended.
+    pub(super) fn go_away(&self, grace: Duration) {
+        let refusal = Refusal::new(Reason::Draining, "the gateway is about to stop; connect again");
+        let grace = prost_types::Duration::try_from(grace).ok();
+        self.tell(&Str::EMPTY, Control::GoAway(pb::GoAway { error: Some(refusal.to_pb()), grace }));
         self.kick();
     }
 
@@ -346,9 +374,16 @@ impl Link {
             let cx = &mut Context::from_waker(waker);
             match socket.as_mut().poll_write_vectored(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return self.abandon(out),
-                Poll::Ready(Ok(count)) => out.advance(count),
+                Poll::Ready(Ok(count)) => {
+                    out.advance(count);
+                    if out.was_blocked {
+                        out.was_blocked = false;
+                        self.alive();
+                    }
+                }
                 Poll::Pending => {
                     out.blocked = true;
+                    out.was_blocked = true;
                     return;
                 }
             }
@@ -376,6 +411,8 @@ impl Link {
 
     /// The peer cannot be written to: nothing more is.
     fn abandon(&self, out: &mut Out) {
+        out.socket = None;
+        out.lagging = Vec::new();
         out.queue = VecDeque::new();
         out.outbox = VecDeque::new();
         out.turn = VecDeque::new();
@@ -530,6 +567,17 @@ impl Link {
         let seats: Vec<_> = self.places().seats.values().cloned().collect();
         seats.iter().map(|seat| seat.cursor().asked()).sum()
     }
+}
+
+/// A close frame, whole: RFC 6455 §5.5.1.
+fn close_frame(refusal: Option<&Refusal>) -> Bytes {
+    let code = refusal.map_or(1000, |refusal| refusal.reason.row().close.unwrap_or(1011));
+    let text = refusal.map(ToString::to_string).unwrap_or_default();
+    let text = &text.as_bytes()[..text.floor_char_boundary(123)];
+    let mut frame = vec![0x88, 2 + text.len() as u8];
+    frame.extend_from_slice(&code.to_be_bytes());
+    frame.extend_from_slice(text);
+    frame.into()
 }
 
 impl Out {

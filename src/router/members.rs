@@ -9,6 +9,7 @@ use super::seat::{Cursor, Placing, Seat, View};
 use super::Router;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Str, pb};
+use crate::log::{self, Limit, Page, Wait};
 use crate::session::dispatch::Offer;
 use crate::session::{self, Begin, Cause, Start, WorkerKey};
 
@@ -35,6 +36,9 @@ pub struct Serving {
     /// The role, the sessions, the number.
     pub offer: Offer,
 }
+
+/// What is read at once for a seat that has fallen behind.
+const CATCH_UP: Limit = Limit { frames: 256, bytes: 256 << 10 };
 
 impl Router {
     /// Gives the connection a place in the session, and tells it so in answer to the frame `reply_to`.
@@ -66,7 +70,7 @@ impl Router {
         let mut shared = live.lock();
         shared.check_here(session)?;
         let entry = shared.enter(&placing, &joining, batch)?;
-        let cursor = Cursor { next: entry.begin.next, next_note: shared.next_note(), ..Cursor::default() };
+        let cursor = Cursor::at(entry.begin.next, shared.next_note());
         let seat = Arc::new(Seat::new(placing, cursor));
         // Marked, it is not written to before its Joined is in the outbox.
         seat.mark();
@@ -125,8 +129,7 @@ impl Router {
         };
         let mut shared = live.lock();
         shared.check_here(live.id())?;
-        let mut cursor =
-            Cursor { next: shared.session.head() + 1, next_note: shared.next_note(), ..Cursor::default() };
+        let mut cursor = Cursor::at(shared.session.head() + 1, shared.next_note());
         cursor.ask(request.clone());
         let seat = Arc::new(Seat::new(placing, cursor));
         shared.sit(Arc::clone(&seat));
@@ -186,13 +189,10 @@ impl Router {
         }
     }
 
-    /// The connection serves a role from now on. Returns the slot, which tells its roles apart, and what is granted.
-    pub fn serve(&self, link: &Arc<Link>, serving: Serving, batch: &mut Batch) -> Result<(u32, Serving), Refusal> {
-        let Serving { mut name, mut offer } = serving;
+    /// Whether the connection may serve the role: the slot, which tells its roles apart, and what is granted.
+    pub fn grant(&self, link: &Arc<Link>, serving: Serving) -> Result<(u32, Serving), Refusal> {
+        let Serving { name, mut offer } = serving;
         offer.max_in_flight = offer.max_in_flight.clamp(1, self.limits().max_in_flight);
-        if name.is_empty() {
-            name = link.name().clone();
-        }
         let mut places = link.places();
         let known = places.serves.iter().position(|(role, ..)| *role == offer.role);
         let limit = self.limits().roles;
@@ -201,17 +201,43 @@ impl Router {
             return Err(Refusal::new(Reason::TooManyRoles, text).with("limit", limit.to_string()));
         }
         let slot = known.unwrap_or(places.serves.len()) as u32;
-        let key = WorkerKey { connection: link.id(), slot };
         match known {
             Some(at) => places.serves[at].1 = name.clone(),
-            None => places.serves.push((offer.role.detached(), name.clone(), key)),
+            None => {
+                let key = WorkerKey { connection: link.id(), slot };
+                places.serves.push((offer.role.detached(), name.clone(), key));
+            }
         }
-        drop(places);
-        tracing::info!(connection = %link.name(), worker = %name, role = %offer.role, max_in_flight = offer.max_in_flight, "worker serves");
-        let granted = Serving { name, offer: offer.clone() };
+        Ok((slot, Serving { name, offer }))
+    }
+
+    /// The connection serves the role that it was granted from now on.
+    pub fn serve(&self, link: &Arc<Link>, slot: u32, offer: Offer, batch: &mut Batch) {
+        let key = WorkerKey { connection: link.id(), slot };
+        tracing::info!(connection = %link.name(), role = %offer.role, max_in_flight = offer.max_in_flight, "worker serves");
         let tickets = self.dispatch().register(key, offer);
         self.hand_all(tickets, key, batch);
-        Ok((slot, granted))
+    }
+
+    /// Reads the log for a seat of the connection that has fallen behind, if there is one.
+    pub fn read_for_lagging(&self, link: &Link) -> Option<(Arc<Seat>, Wait<Page>)> {
+        let seat = link.take_lagging()?;
+        let next = seat.cursor().next;
+        let page = self.inner.log.read(seat.live().id(), next, CATCH_UP);
+        Some((seat, page))
+    }
+
+    /// What was read is there, or cannot be had: then the connection is out of the session, and may join again.
+    pub fn caught_up(&self, seat: &Arc<Seat>, page: Result<Page, log::Error>) {
+        match page {
+            Ok(page) => seat.link().catch_up(seat, &page),
+            Err(error) => {
+                let mut batch = Batch::new(self.now());
+                self.vacate(seat, &mut batch);
+                dismiss(seat, &error.into(), &mut batch);
+                batch.finish(None);
+            }
+        }
     }
 
     /// The connection serves nothing any more; what it held is lost.

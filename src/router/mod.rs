@@ -14,6 +14,7 @@ mod timers;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 pub use batch::Batch;
-pub use link::{End, Form, Link, Socket};
+pub use link::{Form, Link, Socket};
 pub use live::Live;
 pub use members::{Joining, Serving};
 pub use publish::{Asked, Sender};
@@ -77,7 +78,7 @@ struct Inner {
     next_id: AtomicU64,
     started: Instant,
     /// The coarse clock: ticks since the start, moved on by the ticker.
-    tick: AtomicU32,
+    tick: Arc<AtomicU32>,
     draining: AtomicBool,
 }
 
@@ -106,7 +107,7 @@ impl Router {
             gateway: Arc::new(gateway),
             next_id: AtomicU64::new(1),
             started: Instant::now(),
-            tick: AtomicU32::new(0),
+            tick: Arc::new(AtomicU32::new(0)),
             draining: AtomicBool::new(false),
         });
         let router = Self { inner };
@@ -134,9 +135,12 @@ impl Router {
         self.inner.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The coarse clock.
-    pub fn tick(&self) -> u32 {
+    fn tick(&self) -> u32 {
         self.inner.tick.load(Ordering::Relaxed)
+    }
+
+    fn clock(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.inner.tick)
     }
 
     /// The role that frames of this type go to, where nothing else is said.
@@ -199,8 +203,9 @@ impl Router {
         self.links(id).get(&id).cloned()
     }
 
-    /// Lets a connection in, if there may be one more.
-    pub fn attach(&self, link: &Arc<Link>) -> Result<(), Refusal> {
+    /// Lets a connection in, if there may be one more. With a socket, it is written to; without, `Link::poll_take` gives out
+    /// what there is for it.
+    pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Result<Arc<Link>, Refusal> {
         let limit = self.inner.limits.connections;
         let mut admitted = false;
         self.inner.link_count.send_modify(|count| {
@@ -214,9 +219,10 @@ impl Router {
             )
             .with("limit", limit.to_string()));
         }
-        link.alive(self.tick());
-        self.links(link.id()).insert(link.id(), Arc::clone(link));
-        Ok(())
+        let link = Arc::new(Link::new(self, form, socket));
+        link.alive();
+        self.links(link.id()).insert(link.id(), Arc::clone(&link));
+        Ok(link)
     }
 
     /// All connections.

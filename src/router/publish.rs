@@ -317,6 +317,10 @@ impl Router {
         let reason = cause.reason().ok_or_else(|| Refusal::new(Reason::Internal, "an answer needs a worker"))?;
         let message = if message.is_empty() { reason.row().text.to_owned() } else { message.to_owned() };
         let mut shared = live.lock();
+        if cause.needs_waiting() && !shared.session.is_waiting(request) {
+            // It got a worker at the last moment.
+            return Ok(());
+        }
         let plan = shared.session.plan_end(request, cause)?;
         let frame = Frame {
             reply_to: shared.session.request(request).map(|frame| frame.frame().id.clone()).unwrap_or_default(),

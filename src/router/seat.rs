@@ -47,6 +47,11 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// A cursor that begins here.
+    pub fn at(next: u64, next_note: u64) -> Self {
+        Self { next, next_note, ..Self::default() }
+    }
+
     /// The connection asked this, and waits for the answer.
     pub fn ask(&mut self, request: Str) {
         self.asked.push(request);

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
 use super::batch::Batch;
-use super::link::{End, Form, Link};
+use super::link::{Form, Link};
 use super::live::{Live, Shared};
 use super::{Inner, Router};
 use crate::error::{Reason, Refusal};
@@ -159,7 +159,7 @@ impl Router {
             if quiet >= 2 * WHEEL {
                 tracing::info!(connection = %link.name(), "no life for two heartbeats; disconnected");
                 let text = "no life for two heartbeat intervals; connect again and resume";
-                link.cut(Refusal::new(Reason::HeartbeatTimeout, text));
+                link.cut(Some(Refusal::new(Reason::HeartbeatTimeout, text)));
             } else {
                 link.push_first(PING);
                 link.kick();
@@ -208,7 +208,7 @@ impl Router {
         }
         batch.finish(None);
         for link in self.all_links() {
-            link.end(End::of(Some(Refusal::new(Reason::Shutdown, "the gateway stopped; connect again"))));
+            link.end(Some(Refusal::new(Reason::Shutdown, "the gateway stopped; connect again")));
         }
     }
 }

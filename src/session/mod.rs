@@ -482,7 +482,8 @@ impl<F> Session<F> {
         self.end(request.clone(), cause)
     }
 
-    /// The requests that are due by `now`, to be ended one by one by `plan_end`.
+    /// The requests that are due by `now`, to be ended one by one by `plan_end`. One that was due for want of a worker may have
+    /// got one by then: see `is_waiting`.
     pub fn due(&mut self, now: Instant) -> Vec<(Str, Due)> {
         self.requests.due(now)
     }
@@ -490,6 +491,11 @@ impl<F> Session<F> {
     /// The worker was chosen for the request: the attempt to hand it as, or nothing if the request needs none any more.
     pub fn assign(&mut self, request: &str, worker: WorkerKey) -> Option<u32> {
         self.requests.assign(request, worker)
+    }
+
+    /// Whether the request is open, and no worker has it.
+    pub fn is_waiting(&self, request: &str) -> bool {
+        self.requests.get(request).is_some_and(|open| matches!(open.phase, Phase::Waiting { .. }))
     }
 
     /// The requests that the connection holds as a worker.

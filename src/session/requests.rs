@@ -49,6 +49,11 @@ impl Cause {
         })
     }
 
+    /// Whether it ends only requests that no worker has.
+    pub fn needs_waiting(self) -> bool {
+        matches!(self, Cause::NoWorker | Cause::AcceptTimeout)
+    }
+
     /// Whether a worker that holds the request has to be told.
     pub(super) fn stops_worker(self) -> bool {
         !matches!(self, Cause::Answered | Cause::WorkerLost)
