@@ -58,6 +58,7 @@ fn print(what: &str, rests: &[Rest], target: &str, target_bytes: f64) {
         _ => report::verdict(bytes.median, target_bytes),
     };
     let cpu = Stats::of(rests, |rest| rest.cpu_us_per_browser_s);
+    let (bytes, cpu) = (format!("{bytes:.0}"), cpu.to_string());
     println!("{what:10} {bytes:>34} {target:>10} {verdict:>8} {cpu:>44}");
 }
 

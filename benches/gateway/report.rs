@@ -136,6 +136,8 @@ impl std::fmt::Display for Stats {
         if self.median.is_nan() {
             return f.write_str("-");
         }
-        write!(f, "{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+        let digits = f.precision().unwrap_or(2);
+        let Self { median, min, max } = self;
+        write!(f, "{median:.digits$} ({min:.digits$}..{max:.digits$})")
     }
 }
