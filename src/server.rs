@@ -76,6 +76,11 @@ impl Server {
         self.address
     }
 
+    /// The router, for those who run a gateway within their own process.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
     /// Serves until `shutdown` ends, then drains: takes no new connections, tells everybody, lets open requests finish for as
     /// long as the configuration says, ends what is left, and returns.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
