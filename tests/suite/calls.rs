@@ -9,7 +9,10 @@ use twinspan::frame::{Body, Control, Frame, pb};
 use crate::harness::*;
 
 fn publish(frame: Frame) -> pb::PublishRequest {
-    pb::PublishRequest { frame: Some(frame), ..pb::PublishRequest::default() }
+    pb::PublishRequest {
+        frame: Some(frame),
+        ..pb::PublishRequest::default()
+    }
 }
 
 #[tokio::test]
@@ -21,9 +24,15 @@ async fn a_session_from_creation_to_deletion() {
         metadata: HashMap::from([("title".to_owned(), "one".to_owned())]),
     };
     let made = sessions.create(create.clone()).await.unwrap().into_inner();
-    assert_eq!((made.state(), made.head_seq, made.first_seq), (pb::SessionState::Open, 0, 1));
+    assert_eq!(
+        (made.state(), made.head_seq, made.first_seq),
+        (pb::SessionState::Open, 0, 1)
+    );
     let twice = sessions.create(create).await.unwrap_err();
-    assert_eq!((twice.code(), reason_of(&twice).as_deref()), (Code::AlreadyExists, Some("SESSION_EXISTS")));
+    assert_eq!(
+        (twice.code(), reason_of(&twice).as_deref()),
+        (Code::AlreadyExists, Some("SESSION_EXISTS"))
+    );
 
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     let update = pb::UpdateRequest {
@@ -35,7 +44,10 @@ async fn a_session_from_creation_to_deletion() {
     let updated = sessions.update(update.clone()).await.unwrap().into_inner();
     assert_eq!(updated.metadata, HashMap::from([("a".to_owned(), "1".to_owned())]));
     let stale = sessions.update(update).await.unwrap_err();
-    assert_eq!((stale.code(), reason_of(&stale).as_deref()), (Code::Aborted, Some("ETAG_MISMATCH")));
+    assert_eq!(
+        (stale.code(), reason_of(&stale).as_deref()),
+        (Code::Aborted, Some("ETAG_MISMATCH"))
+    );
     let changed = ann
         .until("the change", |frame| match control(frame) {
             Some(Control::SessionChanged(changed)) => changed.session.clone(),
@@ -46,16 +58,24 @@ async fn a_session_from_creation_to_deletion() {
 
     ann.send(request("s", "q", "brain")).await;
     ann.acked("q").await;
-    let close = pb::CloseRequest { session_id: "s".to_owned(), reason: "over".to_owned() };
+    let close = pb::CloseRequest {
+        session_id: "s".to_owned(),
+        reason: "over".to_owned(),
+    };
     let closed = sessions.close(close.clone()).await.unwrap().into_inner();
-    assert_eq!((closed.state(), closed.open_request_count), (pb::SessionState::Closed, 0));
+    assert_eq!(
+        (closed.state(), closed.open_request_count),
+        (pb::SessionState::Closed, 0)
+    );
     assert_eq!(sessions.close(close).await.unwrap().into_inner().etag, closed.etag);
     let (_, end) = ann.answer("q").await;
     assert!(is(error(&end), Reason::SessionClosed) && error(&end).message == "over");
     ann.send(text("s", "x", "late")).await;
     assert!(is(&ann.refusal().await, Reason::SessionClosed));
 
-    let delete = pb::DeleteRequest { session_id: "s".to_owned() };
+    let delete = pb::DeleteRequest {
+        session_id: "s".to_owned(),
+    };
     sessions.delete(delete.clone()).await.unwrap();
     let left = ann
         .until("left", |frame| match control(frame) {
@@ -65,7 +85,10 @@ async fn a_session_from_creation_to_deletion() {
         .await;
     assert!(is(&left, Reason::SessionDeleted));
     let gone = sessions.delete(delete).await.unwrap_err();
-    assert_eq!((gone.code(), reason_of(&gone).as_deref()), (Code::NotFound, Some("SESSION_NOT_FOUND")));
+    assert_eq!(
+        (gone.code(), reason_of(&gone).as_deref()),
+        (Code::NotFound, Some("SESSION_NOT_FOUND"))
+    );
     gateway.stopped().await;
 }
 
@@ -76,16 +99,28 @@ async fn deleting_stops_the_workers() {
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
     ann.acked("q").await;
-    gateway.sessions().await.delete(pb::DeleteRequest { session_id: "s".to_owned() }).await.unwrap();
+    gateway
+        .sessions()
+        .await
+        .delete(pb::DeleteRequest {
+            session_id: "s".to_owned(),
+        })
+        .await
+        .unwrap();
     let stop = worker
         .until("the cancel", |frame| match control(frame) {
             Some(Control::Cancel(cancel)) => Some(cancel.clone()),
             _ => None,
         })
         .await;
-    assert_eq!((stop.request_id.as_str(), stop.reason.as_str()), ("q", "SESSION_DELETED"));
+    assert_eq!(
+        (stop.request_id.as_str(), stop.reason.as_str()),
+        ("q", "SESSION_DELETED")
+    );
     ann.send(request("t", "q", "brain")).await;
-    let again = worker.until("room for the next", |frame| (frame.attempt > 0).then(|| frame.clone())).await;
+    let again = worker
+        .until("room for the next", |frame| (frame.attempt > 0).then(|| frame.clone()))
+        .await;
     assert_eq!(again.session_id, "t");
     gateway.stopped().await;
 }
@@ -96,9 +131,21 @@ async fn listing_sessions_in_pages() {
     let mut sessions = gateway.sessions().await;
     for at in 0..25 {
         let metadata = HashMap::from([("even".to_owned(), (at % 2 == 0).to_string())]);
-        sessions.create(pb::CreateRequest { session_id: format!("a{at:02}"), metadata }).await.unwrap();
+        sessions
+            .create(pb::CreateRequest {
+                session_id: format!("a{at:02}"),
+                metadata,
+            })
+            .await
+            .unwrap();
     }
-    sessions.create(pb::CreateRequest { session_id: "b".to_owned(), ..Default::default() }).await.unwrap();
+    sessions
+        .create(pb::CreateRequest {
+            session_id: "b".to_owned(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
     let mut list = pb::ListRequest {
         page_size: 4,
         prefix: "a".to_owned(),
@@ -114,9 +161,16 @@ async fn listing_sessions_in_pages() {
         }
         list.page_token = page.next_page_token;
     }
-    assert_eq!(names, (0..25).step_by(2).map(|at| format!("a{at:02}")).collect::<Vec<_>>());
+    assert_eq!(
+        names,
+        (0..25).step_by(2).map(|at| format!("a{at:02}")).collect::<Vec<_>>()
+    );
     for token in ["nonsense", "AAAA", &list.page_token] {
-        let list = pb::ListRequest { page_token: token.to_owned(), prefix: "b".to_owned(), ..Default::default() };
+        let list = pb::ListRequest {
+            page_token: token.to_owned(),
+            prefix: "b".to_owned(),
+            ..Default::default()
+        };
         let refused = sessions.list(list).await.unwrap_err();
         assert_eq!(reason_of(&refused).as_deref(), Some("INVALID_PAGE_TOKEN"));
     }
@@ -129,15 +183,26 @@ async fn publishing_and_reading_frames() {
     let mut sessions = gateway.sessions().await;
     for at in 1..=30 {
         let kind = if at % 3 == 0 { "third" } else { "other" };
-        let frame = Frame { r#type: kind.into(), ..text("s", &at.to_string(), &at.to_string()) };
+        let frame = Frame {
+            r#type: kind.into(),
+            ..text("s", &at.to_string(), &at.to_string())
+        };
         let published = sessions.publish(publish(frame)).await.unwrap().into_inner();
         assert_eq!((published.seq, published.duplicate), (at, false));
     }
-    let again = sessions.publish(publish(text("s", "7", "again"))).await.unwrap().into_inner();
+    let again = sessions
+        .publish(publish(text("s", "7", "again")))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((again.seq, again.duplicate), (7, true));
 
     let mut read = async |list: pb::ListFramesRequest| {
-        let mut list = pb::ListFramesRequest { session_id: "s".to_owned(), page_size: 4, ..list };
+        let mut list = pb::ListFramesRequest {
+            session_id: "s".to_owned(),
+            page_size: 4,
+            ..list
+        };
         let mut seqs = Vec::new();
         loop {
             let page = sessions.list_frames(list.clone()).await.unwrap().into_inner();
@@ -153,15 +218,49 @@ async fn publishing_and_reading_frames() {
     let all = pb::ListFramesRequest::default();
     assert_eq!(read(all.clone()).await, (1..=30).collect::<Vec<_>>());
     assert_eq!(
-        read(pb::ListFramesRequest { newest_first: true, ..all.clone() }).await,
+        read(pb::ListFramesRequest {
+            newest_first: true,
+            ..all.clone()
+        })
+        .await,
         (1..=30).rev().collect::<Vec<_>>()
     );
-    let some = pb::ListFramesRequest { after_seq: 5, before_seq: 20, types: vec!["third".to_owned()], ..all.clone() };
+    let some = pb::ListFramesRequest {
+        after_seq: 5,
+        before_seq: 20,
+        types: vec!["third".to_owned()],
+        ..all.clone()
+    };
     assert_eq!(read(some.clone()).await, [6, 9, 12, 15, 18]);
-    assert_eq!(read(pb::ListFramesRequest { newest_first: true, ..some }).await, [18, 15, 12, 9, 6]);
-    let late = prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 };
-    assert_eq!(read(pb::ListFramesRequest { after_time: Some(late), ..all.clone() }).await, []);
-    assert_eq!(read(pb::ListFramesRequest { before_time: Some(late), ..all }).await.len(), 30);
+    assert_eq!(
+        read(pb::ListFramesRequest {
+            newest_first: true,
+            ..some
+        })
+        .await,
+        [18, 15, 12, 9, 6]
+    );
+    let late = prost_types::Timestamp {
+        seconds: 4_000_000_000,
+        nanos: 0,
+    };
+    assert_eq!(
+        read(pb::ListFramesRequest {
+            after_time: Some(late),
+            ..all.clone()
+        })
+        .await,
+        [0; 0]
+    );
+    assert_eq!(
+        read(pb::ListFramesRequest {
+            before_time: Some(late),
+            ..all
+        })
+        .await
+        .len(),
+        30
+    );
     gateway.stopped().await;
 }
 
@@ -169,11 +268,20 @@ async fn publishing_and_reading_frames() {
 async fn what_calls_refuse() {
     let gateway = Gateway::start().await;
     let mut sessions = gateway.sessions().await;
-    let reply = Frame { reply_to: "q".into(), ..text("s", "", "") };
+    let reply = Frame {
+        reply_to: "q".into(),
+        ..text("s", "", "")
+    };
     let join = Body::Control(Box::new(Control::Join(pb::Join::default())));
     let refused = [
         (publish(reply), "UNEXPECTED_FRAME"),
-        (publish(Frame { body: join, ..text("s", "", "") }), "UNEXPECTED_FRAME"),
+        (
+            publish(Frame {
+                body: join,
+                ..text("s", "", "")
+            }),
+            "UNEXPECTED_FRAME",
+        ),
         (publish(text("", "", "")), "INVALID_FIELD"),
         (publish(text("not a name", "", "")), "INVALID_FIELD"),
         (pb::PublishRequest::default(), "INVALID_FIELD"),
@@ -182,7 +290,12 @@ async fn what_calls_refuse() {
         let status = sessions.publish(request.clone()).await.unwrap_err();
         assert_eq!(reason_of(&status).as_deref(), Some(reason), "{request:?}: {status}");
     }
-    let status = sessions.get(pb::GetRequest { session_id: "none".to_owned() }).await.unwrap_err();
+    let status = sessions
+        .get(pb::GetRequest {
+            session_id: "none".to_owned(),
+        })
+        .await
+        .unwrap_err();
     assert_eq!(reason_of(&status).as_deref(), Some("SESSION_NOT_FOUND"));
     gateway.stopped().await;
 }
@@ -194,13 +307,26 @@ async fn watching() {
     let mut bob = gateway.member(Face::Json, "s", "bob").await;
     ann.send(text("s", "1", "before")).await;
     ann.acked("1").await;
-    let watch = pb::WatchRequest { session_id: "s".to_owned(), after_seq: Some(0), ..pb::WatchRequest::default() };
+    let watch = pb::WatchRequest {
+        session_id: "s".to_owned(),
+        after_seq: Some(0),
+        ..pb::WatchRequest::default()
+    };
     let mut frames = gateway.sessions().await.watch(watch).await.unwrap().into_inner();
     let first = frames.message().await.unwrap().unwrap();
-    let Some(Control::Joined(joined)) = control(&first) else { panic!("not joined: {first:?}") };
-    assert_eq!((joined.member_count, joined.member_id.as_str()), (2, ""), "a watcher is not a member");
+    let Some(Control::Joined(joined)) = control(&first) else {
+        panic!("not joined: {first:?}")
+    };
+    assert_eq!(
+        (joined.member_count, joined.member_id.as_str()),
+        (2, ""),
+        "a watcher is not a member"
+    );
     assert_eq!(frames.message().await.unwrap().unwrap().id, "1");
-    let private = pb::Address { member_id: "bob".to_owned(), ..pb::Address::default() };
+    let private = pb::Address {
+        member_id: "bob".to_owned(),
+        ..pb::Address::default()
+    };
     ann.send(to(text("s", "2", "secret"), private)).await;
     ann.send(text("s", "3", "after")).await;
     assert_eq!(bob.logged().await.id, "1");
@@ -213,7 +339,11 @@ async fn watching() {
 async fn cancelling_by_call() {
     let gateway = Gateway::start().await;
     let mut sessions = gateway.sessions().await;
-    let published = sessions.publish(publish(request("s", "", "brain"))).await.unwrap().into_inner();
+    let published = sessions
+        .publish(publish(request("s", "", "brain")))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(!published.id.is_empty(), "a request is given an id");
     let mut outcome = async |request_id: &str| {
         let cancel = pb::CancelRequest {

@@ -15,7 +15,9 @@ async fn what_is_open_finishes(one: Face, other: Face) {
     let mut worker = gateway.worker(other, "brain", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = worker.until("the request", |frame| (frame.attempt > 0).then(|| frame.clone())).await;
+    let asked = worker
+        .until("the request", |frame| (frame.attempt > 0).then(|| frame.clone()))
+        .await;
     gateway.stop();
     for peer in [&mut ann, &mut worker] {
         let away = peer
@@ -46,7 +48,9 @@ async fn what_does_not_finish_is_ended() {
     let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = worker.until("the request", |frame| (frame.attempt > 0).then(|| frame.clone())).await;
+    let asked = worker
+        .until("the request", |frame| (frame.attempt > 0).then(|| frame.clone()))
+        .await;
     gateway.stop();
     let (_, end): (_, Frame) = ann.answer(&asked.id).await;
     assert!(is(error(&end), Reason::Shutdown));

@@ -40,9 +40,20 @@ async fn frames_for_the_wrong_state(one: Face, other: Face) {
     }
     ann.control("s", Control::Leave(pb::Leave {})).await;
     assert!(is(&ann.refusal().await, Reason::NotAMember));
-    ann.control("none", Control::Cancel(pb::Cancel { request_id: "q".to_owned(), ..Default::default() })).await;
+    ann.control(
+        "none",
+        Control::Cancel(pb::Cancel {
+            request_id: "q".to_owned(),
+            ..Default::default()
+        }),
+    )
+    .await;
     assert!(is(&ann.refusal().await, Reason::SessionNotFound));
-    ann.send(Frame { reply_to: "q".into(), ..text("none", "", "") }).await;
+    ann.send(Frame {
+        reply_to: "q".into(),
+        ..text("none", "", "")
+    })
+    .await;
     assert!(is(&ann.refusal().await, Reason::SessionNotFound));
     bob.hears_nothing().await;
     gateway.stopped().await;
@@ -58,13 +69,34 @@ async fn names_are_checked(one: Face, _: Face) {
         assert!(is(&refused, Reason::InvalidField), "{session}");
         assert_eq!(refused.details["field"], "session_id");
     }
-    let member = pb::Address { member_id: "m".to_owned(), ..pb::Address::default() };
+    let member = pb::Address {
+        member_id: "m".to_owned(),
+        ..pb::Address::default()
+    };
     let bad = [
-        to(text("s", "x", ""), pb::Address { role: "r".to_owned(), ..member.clone() }),
-        to(text("s", "x", ""), pb::Address { subject: "who".to_owned(), ..member }),
+        to(
+            text("s", "x", ""),
+            pb::Address {
+                role: "r".to_owned(),
+                ..member.clone()
+            },
+        ),
+        to(
+            text("s", "x", ""),
+            pb::Address {
+                subject: "who".to_owned(),
+                ..member
+            },
+        ),
         to(text("s", "x", ""), role("no role")),
-        Frame { ephemeral: true, ..request("s", "x", "brain") },
-        Frame { reply_to: "q".into(), ..request("s", "x", "brain") },
+        Frame {
+            ephemeral: true,
+            ..request("s", "x", "brain")
+        },
+        Frame {
+            reply_to: "q".into(),
+            ..request("s", "x", "brain")
+        },
         hasty(text("s", "x", "not a request"), 1, 1),
         hasty(request("s", "x", "brain"), 90_000_000, 0),
         text("s", &"i".repeat(129), ""),
@@ -83,11 +115,21 @@ async fn pings_and_hello(one: Face, _: Face) {
     let gateway = Gateway::start().await;
     let mut ann = gateway.peer(one).await;
     ann.hears_nothing().await;
-    let hello = pb::Hello { client: "test/1".to_owned(), ..pb::Hello::default() };
-    ann.send(Frame { id: "h".into(), body: Body::Control(Box::new(Control::Hello(hello))), ..Frame::default() }).await;
+    let hello = pb::Hello {
+        client: "test/1".to_owned(),
+        ..pb::Hello::default()
+    };
+    ann.send(Frame {
+        id: "h".into(),
+        body: Body::Control(Box::new(Control::Hello(hello))),
+        ..Frame::default()
+    })
+    .await;
     let frame = ann.next().await;
     assert_eq!(frame.reply_to, "h");
-    let Some(Control::Welcome(welcome)) = control(&frame) else { panic!("not welcome: {frame:?}") };
+    let Some(Control::Welcome(welcome)) = control(&frame) else {
+        panic!("not welcome: {frame:?}")
+    };
     assert_eq!(welcome.limits.unwrap().frame_bytes, 1 << 20);
     assert!(!welcome.connection_id.is_empty() && welcome.server.starts_with("twinspan/"));
     gateway.stopped().await;
@@ -99,9 +141,13 @@ async fn nothing_is_left_behind(one: Face, other: Face) {
     let mut worker = gateway.worker(other, "brain", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    worker.until("the request", |frame| (frame.attempt > 0).then_some(())).await;
+    worker
+        .until("the request", |frame| (frame.attempt > 0).then_some(()))
+        .await;
     drop((ann, worker));
-    patiently("the connections to be gone", count.wait_for(|count| *count == 0)).await.unwrap();
+    patiently("the connections to be gone", count.wait_for(|count| *count == 0))
+        .await
+        .unwrap();
     let session = gateway.router.describe("s").unwrap();
     assert_eq!((session.member_count, session.open_request_count), (0, 0));
     gateway.stopped().await;
@@ -126,7 +172,10 @@ async fn garbage_in_text_is_answered() {
         (r#"{"sessionId":"s","payload":1e999}"#, Reason::InvalidPayload),
         (r#"{"sessionId":"s","payload":"\ud800"}"#, Reason::InvalidPayload),
         (deep.as_str(), Reason::InvalidPayload),
-        (r#"{"sessionId":"s","message":{"@type":"x/no.Such"}}"#, Reason::UnknownType),
+        (
+            r#"{"sessionId":"s","message":{"@type":"x/no.Such"}}"#,
+            Reason::UnknownType,
+        ),
         (r#"{"sessionId":"s\u0000"}"#, Reason::InvalidField),
     ];
     for (bad, reason) in cases {
@@ -134,7 +183,8 @@ async fn garbage_in_text_is_answered() {
         let refused = ann.refusal().await;
         assert!(is(&refused, reason), "{bad}: {refused:?}");
     }
-    ann.send_raw(Message::text(r#"{"id":"x","sessionId":"s","text":"fine"}"#)).await;
+    ann.send_raw(Message::text(r#"{"id":"x","sessionId":"s","text":"fine"}"#))
+        .await;
     assert_eq!(ann.acked("x").await.seq, 1);
     assert_eq!(bob.logged().await.body, Body::Text("fine".into()));
     gateway.stopped().await;
@@ -194,7 +244,12 @@ async fn handshaken(gateway: &Gateway) -> TcpStream {
     let answer = patiently("the handshake", read_until(&mut socket, b"\r\n\r\n")).await;
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
-    assert!(answer.to_lowercase().contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "RFC 6455 §1.3");
+    assert!(
+        answer
+            .to_lowercase()
+            .contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
+        "RFC 6455 §1.3"
+    );
     socket
 }
 
@@ -256,7 +311,10 @@ async fn handshakes_that_are_none_get_an_answer() {
         (format!("{upgrade}{key}Sec-WebSocket-Version: 8\r\n"), "426"),
         (format!("{upgrade}{version}"), "400"),
         (format!("{upgrade}{version}Sec-WebSocket-Key: short\r\n"), "400"),
-        (format!("{upgrade}{version}{key}Sec-WebSocket-Protocol: mqtt\r\n"), "400"),
+        (
+            format!("{upgrade}{version}{key}Sec-WebSocket-Protocol: mqtt\r\n"),
+            "400",
+        ),
     ];
     for (headers, status) in cases {
         let mut socket = TcpStream::connect(gateway.address).await.unwrap();
@@ -272,7 +330,12 @@ async fn handshakes_that_are_none_get_an_answer() {
 #[tokio::test]
 async fn peers_that_ask_for_nothing_are_closed() {
     let gateway = Gateway::with(|config| config.limits.handshake = Duration::from_millis(100)).await;
-    for begun in ["", "GET /v1/ws HTT", "GET / HTTP/1.1\r\nHost: x\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+    for begun in [
+        "",
+        "GET /v1/ws HTT",
+        "GET / HTTP/1.1\r\nHost: x\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
         let mut socket = TcpStream::connect(gateway.address).await.unwrap();
         socket.write_all(begun.as_bytes()).await.unwrap();
         let mut rest = Vec::new();
@@ -296,12 +359,21 @@ async fn a_length_prefix_reserves_nothing() {
         .body(tonic::body::Body::new(body))
         .unwrap();
     let mut raw = channel.clone();
-    let answer = patiently("an answer", tower_service::Service::call(&mut raw, request)).await.unwrap();
-    let trailers = patiently("trailers", http_body_util::BodyExt::collect(answer.into_body())).await.unwrap();
+    let answer = patiently("an answer", tower_service::Service::call(&mut raw, request))
+        .await
+        .unwrap();
+    let trailers = patiently("trailers", http_body_util::BodyExt::collect(answer.into_body()))
+        .await
+        .unwrap();
     let status = tonic::Status::from_header_map(trailers.trailers().unwrap()).unwrap();
     assert_eq!(reason_of(&status).as_deref(), Some("FRAME_TOO_LARGE"), "{status:?}");
     let mut sessions = pb::sessions_client::SessionsClient::new(channel);
-    sessions.get(pb::GetRequest { session_id: "s".to_owned() }).await.unwrap();
+    sessions
+        .get(pb::GetRequest {
+            session_id: "s".to_owned(),
+        })
+        .await
+        .unwrap();
     bob.hears_nothing().await;
     gateway.stopped().await;
 }
@@ -311,10 +383,13 @@ async fn the_url_joins() {
     let gateway = Gateway::start().await;
     let mut ann = gateway.websocket("?session_id=s&member_id=ann&role=author", None).await;
     let first = ann.next().await;
-    let Some(Control::Joined(joined)) = control(&first) else { panic!("not joined: {first:?}") };
+    let Some(Control::Joined(joined)) = control(&first) else {
+        panic!("not joined: {first:?}")
+    };
     assert_eq!((joined.member_id.as_str(), joined.role.as_str()), ("ann", "author"));
     for at in 0..3 {
-        ann.send_raw(Message::text(format!(r#"{{"id":"{at}","text":"{at}"}}"#))).await;
+        ann.send_raw(Message::text(format!(r#"{{"id":"{at}","text":"{at}"}}"#)))
+            .await;
         ann.acked(&at.to_string()).await;
     }
     let again = format!("?session_id=s&after_seq=1&epoch={}", joined.epoch);
@@ -339,8 +414,12 @@ async fn unknown_members_are_ignored_when_asked() {
     let gateway = Gateway::start().await;
     let mut ann = gateway.websocket("?session_id=s", None).await;
     ann.send_raw(Message::text(r#"{"hello":{"ignoreUnknown":true}}"#)).await;
-    ann.until("welcome", |frame| matches!(control(frame), Some(Control::Welcome(_))).then_some(())).await;
-    ann.send_raw(Message::text(r#"{"id":"x","text":"a","fromTheFuture":{"x":[1]}}"#)).await;
+    ann.until("welcome", |frame| {
+        matches!(control(frame), Some(Control::Welcome(_))).then_some(())
+    })
+    .await;
+    ann.send_raw(Message::text(r#"{"id":"x","text":"a","fromTheFuture":{"x":[1]}}"#))
+        .await;
     assert_eq!(ann.acked("x").await.seq, 1);
     gateway.stopped().await;
 }

@@ -69,7 +69,12 @@ impl Gateway {
             let run = server.run(async { drop(stopped.await) });
             run.await.expect("the gateway must run");
         });
-        Self { address, router, stop: Some(stop), running }
+        Self {
+            address,
+            router,
+            stop: Some(stop),
+            running,
+        }
     }
 
     /// Begins the drain.
@@ -102,16 +107,30 @@ impl Gateway {
     /// A peer that has joined, and its `Joined`.
     pub async fn member(&self, face: Face, session: &str, name: &str) -> Peer {
         let mut peer = self.peer(face).await;
-        peer.join(session, pb::Join { member_id: name.to_owned(), ..pb::Join::default() }).await;
+        peer.join(
+            session,
+            pb::Join {
+                member_id: name.to_owned(),
+                ..pb::Join::default()
+            },
+        )
+        .await;
         peer
     }
 
     /// A worker with one role.
     pub async fn worker(&self, face: Face, role: &str, max_in_flight: u32) -> Peer {
         let mut peer = self.peer(face).await;
-        let serve = pb::Serve { role: role.to_owned(), max_in_flight, ..pb::Serve::default() };
+        let serve = pb::Serve {
+            role: role.to_owned(),
+            max_in_flight,
+            ..pb::Serve::default()
+        };
         peer.control("", Control::Serve(serve)).await;
-        peer.until("serving", |frame| matches!(control(frame), Some(Control::Serving(_))).then_some(())).await;
+        peer.until("serving", |frame| {
+            matches!(control(frame), Some(Control::Serving(_))).then_some(())
+        })
+        .await;
         peer
     }
 
@@ -122,23 +141,46 @@ impl Gateway {
         let path = http::uri::PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
         let codec = ProstCodec::<Frame, Frame>::default();
         let request = tonic::Request::new(UnboundedReceiverStream::new(frames));
-        let answer = patiently("the stream", client.streaming(request, path, codec)).await.unwrap();
-        Peer { wire: Wire::Grpc { send: Some(send), frames: answer.into_inner() }, types: Types::default() }
+        let answer = patiently("the stream", client.streaming(request, path, codec))
+            .await
+            .unwrap();
+        Peer {
+            wire: Wire::Grpc {
+                send: Some(send),
+                frames: answer.into_inner(),
+            },
+            types: Types::default(),
+        }
     }
 
     pub async fn websocket(&self, query: &str, protocol: Option<&str>) -> Peer {
-        let mut request = format!("ws://{}/v1/ws{query}", self.address).into_client_request().unwrap();
+        let mut request = format!("ws://{}/v1/ws{query}", self.address)
+            .into_client_request()
+            .unwrap();
         if let Some(protocol) = protocol {
-            request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", protocol.parse().unwrap());
         }
-        let (socket, _) = patiently("the handshake", tokio_tungstenite::connect_async(request)).await.unwrap();
+        let (socket, _) = patiently("the handshake", tokio_tungstenite::connect_async(request))
+            .await
+            .unwrap();
         let binary = protocol == Some("twinspan.v1.proto");
-        Peer { wire: Wire::WebSocket { socket: Box::new(socket), binary }, types: Types::default() }
+        Peer {
+            wire: Wire::WebSocket {
+                socket: Box::new(socket),
+                binary,
+            },
+            types: Types::default(),
+        }
     }
 }
 
 pub fn config(change: impl FnOnce(&mut Config)) -> Config {
-    let mut config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
+    let mut config = Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        ..Config::default()
+    };
     config.drain_grace = Duration::from_secs(5);
     change(&mut config);
     config
@@ -163,8 +205,14 @@ pub const FACES: [(Face, Face); 6] = [
 ];
 
 enum Wire {
-    Grpc { send: Option<mpsc::UnboundedSender<Frame>>, frames: Streaming<Frame> },
-    WebSocket { socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>, binary: bool },
+    Grpc {
+        send: Option<mpsc::UnboundedSender<Frame>>,
+        frames: Streaming<Frame>,
+    },
+    WebSocket {
+        socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+        binary: bool,
+    },
 }
 
 /// How a connection ended.
@@ -218,18 +266,28 @@ impl Peer {
     }
 
     pub async fn control(&mut self, session: &str, control: Control) {
-        self.send(Frame { session_id: session.into(), body: Body::Control(Box::new(control)), ..Frame::default() }).await;
+        self.send(Frame {
+            session_id: session.into(),
+            body: Body::Control(Box::new(control)),
+            ..Frame::default()
+        })
+        .await;
     }
 
     /// Sends a raw WebSocket message.
     pub async fn send_raw(&mut self, message: Message) {
-        let Wire::WebSocket { socket, .. } = &mut self.wire else { panic!("only WebSockets take raw messages") };
+        let Wire::WebSocket { socket, .. } = &mut self.wire else {
+            panic!("only WebSockets take raw messages")
+        };
         socket.send(message).await.unwrap();
     }
 
     /// The next frame, or how the connection ended.
     pub async fn receive(&mut self) -> Result<Frame, Ended> {
-        let rules = Rules { ignore_unknown: false, types: &self.types };
+        let rules = Rules {
+            ignore_unknown: false,
+            types: &self.types,
+        };
         match &mut self.wire {
             Wire::Grpc { frames, .. } => match patiently("a frame", frames.message()).await {
                 Ok(Some(frame)) => Ok(frame),
@@ -239,7 +297,9 @@ impl Peer {
             Wire::WebSocket { socket, .. } => loop {
                 match patiently("a message", socket.next()).await {
                     Some(Ok(Message::Text(text))) => {
-                        return Ok(Frame::from_json(&Str::from(text.as_str()), &rules).expect("the gateway sends frames"));
+                        return Ok(
+                            Frame::from_json(&Str::from(text.as_str()), &rules).expect("the gateway sends frames")
+                        );
                     }
                     Some(Ok(Message::Binary(bytes))) => {
                         return Ok(Frame::from_wire(&bytes, &rules).expect("the gateway sends frames"));
@@ -258,7 +318,9 @@ impl Peer {
     }
 
     pub async fn next(&mut self) -> Frame {
-        self.receive().await.unwrap_or_else(|ended| panic!("the connection ended: {ended:?}"))
+        self.receive()
+            .await
+            .unwrap_or_else(|ended| panic!("the connection ended: {ended:?}"))
     }
 
     /// The first frame of which the test makes something.
@@ -278,7 +340,8 @@ impl Peer {
 
     /// The next frame of the log.
     pub async fn logged(&mut self) -> Frame {
-        self.until("a logged frame", |frame| (frame.seq > 0).then(|| frame.clone())).await
+        self.until("a logged frame", |frame| (frame.seq > 0).then(|| frame.clone()))
+            .await
     }
 
     /// The next error that is no reply of a worker.
@@ -310,7 +373,13 @@ impl Peer {
 
     /// Nothing comes before the answer to a ping.
     pub async fn hears_nothing(&mut self) {
-        self.control("", Control::Ping(pb::Ping { data: "nothing?".to_owned() })).await;
+        self.control(
+            "",
+            Control::Ping(pb::Ping {
+                data: "nothing?".to_owned(),
+            }),
+        )
+        .await;
         let next = self.next().await;
         assert!(matches!(control(&next), Some(Control::Pong(_))), "unexpected: {next:?}");
     }
@@ -334,7 +403,9 @@ impl Peer {
 
     /// Says that nothing more will be sent.
     pub fn half_close(&mut self) {
-        let Wire::Grpc { send, .. } = &mut self.wire else { panic!("only gRPC streams have two halves") };
+        let Wire::Grpc { send, .. } = &mut self.wire else {
+            panic!("only gRPC streams have two halves")
+        };
         drop(send.take());
     }
 
@@ -356,20 +427,36 @@ pub fn control(frame: &Frame) -> Option<&Control> {
 }
 
 pub fn text(session: &str, id: &str, text: &str) -> Frame {
-    Frame { session_id: session.into(), id: id.into(), body: Body::Text(text.into()), ..Frame::default() }
+    Frame {
+        session_id: session.into(),
+        id: id.into(),
+        body: Body::Text(text.into()),
+        ..Frame::default()
+    }
 }
 
 pub fn payload(session: &str, id: &str, json: &str) -> Frame {
     let payload = Payload::from_json_text(Str::from(json)).unwrap();
-    Frame { session_id: session.into(), id: id.into(), body: Body::Payload(payload), ..Frame::default() }
+    Frame {
+        session_id: session.into(),
+        id: id.into(),
+        body: Body::Payload(payload),
+        ..Frame::default()
+    }
 }
 
 pub fn to(frame: Frame, to: pb::Address) -> Frame {
-    Frame { to: Some(Arc::new(to)), ..frame }
+    Frame {
+        to: Some(Arc::new(to)),
+        ..frame
+    }
 }
 
 pub fn role(name: &str) -> pb::Address {
-    pb::Address { role: name.to_owned(), ..pb::Address::default() }
+    pb::Address {
+        role: name.to_owned(),
+        ..pb::Address::default()
+    }
 }
 
 pub fn request(session: &str, id: &str, role_name: &str) -> Frame {
@@ -379,18 +466,35 @@ pub fn request(session: &str, id: &str, role_name: &str) -> Frame {
 /// A request with its timeouts in milliseconds; 0 for the default.
 pub fn hasty(frame: Frame, accept: i64, total: i64) -> Frame {
     let time = |ms: i64| {
-        (ms > 0).then(|| prost_types::Duration { seconds: ms / 1000, nanos: (ms % 1000) as i32 * 1_000_000 })
+        (ms > 0).then(|| prost_types::Duration {
+            seconds: ms / 1000,
+            nanos: (ms % 1000) as i32 * 1_000_000,
+        })
     };
-    let timeouts = pb::Timeouts { accept: time(accept), total: time(total) };
-    Frame { options: Some(Box::new(pb::RequestOptions { timeouts: Some(timeouts) })), ..frame }
+    let timeouts = pb::Timeouts {
+        accept: time(accept),
+        total: time(total),
+    };
+    Frame {
+        options: Some(Box::new(pb::RequestOptions {
+            timeouts: Some(timeouts),
+        })),
+        ..frame
+    }
 }
 
 pub fn chunk(asked: &Frame, part: &str) -> Frame {
-    Frame { reply_to: asked.id.clone(), ..text(&asked.session_id, "", part) }
+    Frame {
+        reply_to: asked.id.clone(),
+        ..text(&asked.session_id, "", part)
+    }
 }
 
 pub fn last(asked: &Frame, part: &str) -> Frame {
-    Frame { last: true, ..chunk(asked, part) }
+    Frame {
+        last: true,
+        ..chunk(asked, part)
+    }
 }
 
 /// The error body of a frame.

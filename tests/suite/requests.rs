@@ -26,7 +26,11 @@ scenarios! {
 }
 
 async fn handed(worker: &mut Peer) -> Frame {
-    worker.until("a request", |frame| (frame.attempt > 0 && frame.reply_to.is_empty()).then(|| frame.clone())).await
+    worker
+        .until("a request", |frame| {
+            (frame.attempt > 0 && frame.reply_to.is_empty()).then(|| frame.clone())
+        })
+        .await
 }
 
 async fn stopped(worker: &mut Peer) -> pb::Cancel {
@@ -39,7 +43,10 @@ async fn stopped(worker: &mut Peer) -> pb::Cancel {
 }
 
 async fn cancel(peer: &mut Peer, request: &str) -> pb::CancelOutcome {
-    let cancel = pb::Cancel { request_id: request.to_owned(), ..pb::Cancel::default() };
+    let cancel = pb::Cancel {
+        request_id: request.to_owned(),
+        ..pb::Cancel::default()
+    };
     peer.control("s", Control::Cancel(cancel)).await;
     peer.until("the cancel's answer", |frame| match control(frame) {
         Some(Control::CancelAck(ack)) => Some(ack.outcome()),
@@ -55,20 +62,45 @@ async fn an_answer_is_streamed(one: Face, other: Face) {
     let mut bob = gateway.member(other, "s", "bob").await;
     ann.send(request("s", "q", "brain")).await;
     let asked = handed(&mut worker).await;
-    assert_eq!((asked.id.as_str(), asked.session_id.as_str(), asked.attempt), ("q", "s", 1));
-    assert!(asked.options.unwrap().timeouts.unwrap().total.is_some(), "what remains is told");
-    let asked = Frame { options: None, ..asked.clone() };
+    assert_eq!(
+        (asked.id.as_str(), asked.session_id.as_str(), asked.attempt),
+        ("q", "s", 1)
+    );
+    assert!(
+        asked
+            .options
+            .as_ref()
+            .unwrap()
+            .timeouts
+            .as_ref()
+            .unwrap()
+            .total
+            .is_some(),
+        "what remains is told"
+    );
+    let asked = Frame {
+        options: None,
+        ..asked.clone()
+    };
     for part in ["to", "ken", "s"] {
         worker.send(chunk(&asked, part)).await;
     }
-    worker.send(Frame { body: Body::Payload(Default::default()), ..chunk(&asked, "") }).await;
+    worker
+        .send(Frame {
+            body: Body::Payload(Default::default()),
+            ..chunk(&asked, "")
+        })
+        .await;
     worker.send(last(&asked, ".")).await;
     for peer in [&mut ann, &mut bob] {
         let echo = peer.logged().await;
         assert_eq!((echo.seq, echo.id.as_str()), (1, "q"));
         for index in 0..5 {
             let reply = peer.logged().await;
-            assert_eq!((reply.reply_to.as_str(), reply.index, reply.attempt), ("q", Some(index), 1));
+            assert_eq!(
+                (reply.reply_to.as_str(), reply.index, reply.attempt),
+                ("q", Some(index), 1)
+            );
             assert_eq!(reply.last, index == 4);
             assert_eq!(reply.from.unwrap().role, "brain");
         }
@@ -91,14 +123,22 @@ async fn each_request_goes_to_one_worker_with_room(one: Face, other: Face) {
     for id in ["1", "2", "3", "4"] {
         ann.send(request("s", id, "brain")).await;
     }
-    let mut held: Vec<Frame> = vec![handed(&mut large).await, handed(&mut large).await, handed(&mut small).await];
+    let mut held: Vec<Frame> = vec![
+        handed(&mut large).await,
+        handed(&mut large).await,
+        handed(&mut small).await,
+    ];
     let mut ids: Vec<_> = held.iter().map(|frame| frame.id.to_string()).collect();
     ids.sort();
     assert_eq!(ids, ["1", "2", "3"]);
     large.hears_nothing().await;
     let done = held.remove(0);
     large.send(last(&done, "done")).await;
-    assert_eq!(handed(&mut large).await.id, "4", "what waited goes to whoever has room first");
+    assert_eq!(
+        handed(&mut large).await.id,
+        "4",
+        "what waited goes to whoever has room first"
+    );
     small.hears_nothing().await;
     gateway.stopped().await;
 }
@@ -126,13 +166,22 @@ async fn cancelled_while_it_runs(one: Face, other: Face) {
     ann.send(request("s", "q", "brain")).await;
     let asked = handed(&mut worker).await;
     worker.send(chunk(&asked, "so far")).await;
-    bob.until("the first chunk", |frame| (frame.reply_to == "q").then_some(())).await;
+    bob.until("the first chunk", |frame| (frame.reply_to == "q").then_some(()))
+        .await;
     assert_eq!(cancel(&mut bob, "q").await, pb::CancelOutcome::Accepted);
     assert_eq!(cancel(&mut bob, "q").await, pb::CancelOutcome::AlreadyEnded);
     assert_eq!(cancel(&mut bob, "never").await, pb::CancelOutcome::NotFound);
     let told = stopped(&mut worker).await;
-    assert_eq!((told.request_id.as_str(), told.reason.as_str()), ("q", "REQUEST_CANCELLED"));
-    worker.send(Frame { id: "late".into(), ..chunk(&asked, "too late") }).await;
+    assert_eq!(
+        (told.request_id.as_str(), told.reason.as_str()),
+        ("q", "REQUEST_CANCELLED")
+    );
+    worker
+        .send(Frame {
+            id: "late".into(),
+            ..chunk(&asked, "too late")
+        })
+        .await;
     assert!(is(&worker.refusal().await, Reason::RequestEnded));
     let (text, end) = ann.answer("q").await;
     assert_eq!(text, "so far");
@@ -198,7 +247,8 @@ async fn the_worker_goes_away(one: Face, other: Face) {
     let asked = handed(&mut worker).await;
     handed(&mut worker).await;
     worker.send(chunk(&asked, "half")).await;
-    ann.until("the chunk", |frame| (frame.reply_to == "1").then_some(())).await;
+    ann.until("the chunk", |frame| (frame.reply_to == "1").then_some(()))
+        .await;
     drop(worker);
     let mut ended = Vec::new();
     while ended.len() < 2 {
@@ -223,15 +273,36 @@ async fn only_the_holder_may_answer(one: Face, other: Face) {
     ann.send(request("s", "q", "brain")).await;
     let asked = handed(&mut worker).await;
     for peer in [&mut thief, &mut ann] {
-        peer.send(Frame { id: "x".into(), ..last(&asked, "mine") }).await;
+        peer.send(Frame {
+            id: "x".into(),
+            ..last(&asked, "mine")
+        })
+        .await;
         assert!(is(&peer.refusal().await, Reason::NotYourRequest));
     }
-    worker.send(Frame { attempt: 2, ..chunk(&asked, "") }).await;
+    worker
+        .send(Frame {
+            attempt: 2,
+            ..chunk(&asked, "")
+        })
+        .await;
     assert!(is(&worker.refusal().await, Reason::Superseded));
-    worker.send(Frame { reply_to: "unheard".into(), ..chunk(&asked, "") }).await;
+    worker
+        .send(Frame {
+            reply_to: "unheard".into(),
+            ..chunk(&asked, "")
+        })
+        .await;
     assert!(is(&worker.refusal().await, Reason::RequestNotFound));
-    worker.send(Frame { ephemeral: true, ..chunk(&asked, "progress") }).await;
-    let progress = ann.until("progress", |frame| frame.ephemeral.then(|| frame.clone())).await;
+    worker
+        .send(Frame {
+            ephemeral: true,
+            ..chunk(&asked, "progress")
+        })
+        .await;
+    let progress = ann
+        .until("progress", |frame| frame.ephemeral.then(|| frame.clone()))
+        .await;
     assert_eq!((progress.attempt, progress.seq), (1, 0));
     worker.send(last(&asked, "yes")).await;
     assert_eq!(ann.answer("q").await.0, "yes");
@@ -245,13 +316,28 @@ async fn chunks_are_counted(one: Face, other: Face) {
     ann.send(request("s", "q", "brain")).await;
     let asked = handed(&mut worker).await;
     for index in [0, 1, 1, 0] {
-        worker.send(Frame { index: Some(index), ..chunk(&asked, &index.to_string()) }).await;
+        worker
+            .send(Frame {
+                index: Some(index),
+                ..chunk(&asked, &index.to_string())
+            })
+            .await;
     }
-    worker.send(Frame { index: Some(5), ..chunk(&asked, "5") }).await;
+    worker
+        .send(Frame {
+            index: Some(5),
+            ..chunk(&asked, "5")
+        })
+        .await;
     let refused = worker.refusal().await;
     assert!(is(&refused, Reason::ChunkOutOfOrder));
     assert_eq!(refused.details["expected"], "2");
-    worker.send(Frame { index: Some(2), ..last(&asked, "2") }).await;
+    worker
+        .send(Frame {
+            index: Some(2),
+            ..last(&asked, "2")
+        })
+        .await;
     assert_eq!(ann.answer("q").await.0, "012", "what came twice is there once");
     gateway.stopped().await;
 }
@@ -263,7 +349,11 @@ async fn types_are_routed(one: Face, other: Face) {
     .await;
     let mut worker = gateway.worker(other, "brain", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
-    ann.send(Frame { r#type: "BRAIN_REQUEST".into(), ..payload("s", "", "{}") }).await;
+    ann.send(Frame {
+        r#type: "BRAIN_REQUEST".into(),
+        ..payload("s", "", "{}")
+    })
+    .await;
     let asked = handed(&mut worker).await;
     assert!(!asked.id.is_empty(), "a request without an id is given one");
     assert_eq!(asked.to.as_ref().unwrap().role, "brain");
@@ -293,7 +383,11 @@ async fn an_asker_need_not_join(one: Face, other: Face) {
 async fn a_worker_serves_some_sessions_only(one: Face, other: Face) {
     let gateway = Gateway::start().await;
     let mut worker = gateway.peer(other).await;
-    let serve = pb::Serve { role: "brain".to_owned(), sessions: vec!["user-*".to_owned()], ..pb::Serve::default() };
+    let serve = pb::Serve {
+        role: "brain".to_owned(),
+        sessions: vec!["user-*".to_owned()],
+        ..pb::Serve::default()
+    };
     worker.control("", Control::Serve(serve)).await;
     let mut ann = gateway.peer(one).await;
     ann.send(hasty(request("else", "1", "brain"), 50, 0)).await;
@@ -325,11 +419,14 @@ async fn late_joiners_see_the_open_requests(one: Face, other: Face) {
     ann.acked("2").await;
     let asked = handed(&mut worker).await;
     worker.send(chunk(&asked, "half")).await;
-    ann.until("the chunk", |frame| (frame.reply_to == "1").then_some(())).await;
+    ann.until("the chunk", |frame| (frame.reply_to == "1").then_some(()))
+        .await;
     let mut bob = gateway.peer(other).await;
     let open = bob.join("s", pb::Join::default()).await.open_requests;
-    let open: Vec<_> =
-        open.iter().map(|open| (open.request_id.as_str(), open.attempt, open.chunks, open.role.as_str())).collect();
+    let open: Vec<_> = open
+        .iter()
+        .map(|open| (open.request_id.as_str(), open.attempt, open.chunks, open.role.as_str()))
+        .collect();
     assert_eq!(open, [("1", 1, 1, "brain"), ("2", 0, 0, "brain")]);
     gateway.stopped().await;
 }
@@ -384,7 +481,14 @@ async fn limits_are_told() {
     cy.control("s", Control::Join(pb::Join::default())).await;
     assert!(is(&cy.refusal().await, Reason::TooManyMembers));
     for role in ["a", "b"] {
-        cy.control("", Control::Serve(pb::Serve { role: role.to_owned(), ..pb::Serve::default() })).await;
+        cy.control(
+            "",
+            Control::Serve(pb::Serve {
+                role: role.to_owned(),
+                ..pb::Serve::default()
+            }),
+        )
+        .await;
     }
     assert!(is(&cy.refusal().await, Reason::TooManyRoles));
     cy.send(text("t", "", "")).await;

@@ -59,11 +59,18 @@ async fn resume_without_gap_or_duplicate(one: Face, other: Face) {
         ann.send(text("s", "", &at.to_string())).await;
     }
     let mut bob = gateway.peer(one).await;
-    let join = pb::Join { after_seq: Some(4), epoch, ..pb::Join::default() };
+    let join = pb::Join {
+        after_seq: Some(4),
+        epoch,
+        ..pb::Join::default()
+    };
     assert!(bob.join("s", join).await.resumed);
     for seq in 5..=300 {
         let frame = bob.logged().await;
-        assert_eq!((frame.seq, &frame.body), (seq, &Body::Text((seq - 1).to_string().into())));
+        assert_eq!(
+            (frame.seq, &frame.body),
+            (seq, &Body::Text((seq - 1).to_string().into()))
+        );
     }
     ann.send(text("s", "", "live")).await;
     assert_eq!(bob.logged().await.seq, 301);
@@ -76,16 +83,28 @@ async fn a_lost_log_is_told(one: Face, _: Face) {
     ann.send(text("s", "x", "only")).await;
     ann.acked("x").await;
     let mut bob = gateway.peer(one).await;
-    let join = pb::Join { after_seq: Some(7), epoch: "another".to_owned(), ..pb::Join::default() };
+    let join = pb::Join {
+        after_seq: Some(7),
+        epoch: "another".to_owned(),
+        ..pb::Join::default()
+    };
     let joined = bob.join("s", join).await;
     assert!(!joined.resumed);
     let next = bob.next().await;
-    let Some(Control::Gap(gap)) = control(&next) else { panic!("not a gap: {next:?}") };
-    assert_eq!((gap.from_seq, gap.to_seq, gap.reason()), (8, 0, pb::GapReason::EpochChanged));
+    let Some(Control::Gap(gap)) = control(&next) else {
+        panic!("not a gap: {next:?}")
+    };
+    assert_eq!(
+        (gap.from_seq, gap.to_seq, gap.reason()),
+        (8, 0, pb::GapReason::EpochChanged)
+    );
     assert_eq!(gap.epoch, joined.epoch);
     assert_eq!(bob.logged().await.seq, 1);
 
-    let ahead = pb::Join { after_seq: Some(7), ..pb::Join::default() };
+    let ahead = pb::Join {
+        after_seq: Some(7),
+        ..pb::Join::default()
+    };
     bob.control("s", Control::Join(ahead)).await;
     assert!(is(&bob.refusal().await, Reason::AfterSeqAhead));
     gateway.stopped().await;
@@ -103,11 +122,24 @@ async fn what_was_trimmed_is_told(one: Face, other: Face) {
     }
     ann.acked("29").await;
     let mut bob = gateway.peer(other).await;
-    let joined = bob.join("s", pb::Join { after_seq: Some(5), ..pb::Join::default() }).await;
+    let joined = bob
+        .join(
+            "s",
+            pb::Join {
+                after_seq: Some(5),
+                ..pb::Join::default()
+            },
+        )
+        .await;
     assert_eq!((joined.resumed, joined.first_seq, joined.head_seq), (false, 21, 30));
     let next = bob.next().await;
-    let Some(Control::Gap(gap)) = control(&next) else { panic!("not a gap: {next:?}") };
-    assert_eq!((gap.from_seq, gap.to_seq, gap.reason()), (6, 20, pb::GapReason::Trimmed));
+    let Some(Control::Gap(gap)) = control(&next) else {
+        panic!("not a gap: {next:?}")
+    };
+    assert_eq!(
+        (gap.from_seq, gap.to_seq, gap.reason()),
+        (6, 20, pb::GapReason::Trimmed)
+    );
     for seq in 21..=30 {
         assert_eq!(bob.logged().await.seq, seq);
     }
@@ -122,11 +154,22 @@ async fn tail_begins_with_the_newest(one: Face, other: Face) {
     }
     ann.acked("19").await;
     let mut bob = gateway.peer(other).await;
-    bob.join("s", pb::Join { tail: 3, ..pb::Join::default() }).await;
+    bob.join(
+        "s",
+        pb::Join {
+            tail: 3,
+            ..pb::Join::default()
+        },
+    )
+    .await;
     for seq in 18..=20 {
         assert_eq!(bob.logged().await.seq, seq);
     }
-    let both = pb::Join { tail: 3, after_seq: Some(1), ..pb::Join::default() };
+    let both = pb::Join {
+        tail: 3,
+        after_seq: Some(1),
+        ..pb::Join::default()
+    };
     bob.control("s", Control::Join(both)).await;
     assert!(is(&bob.refusal().await, Reason::InvalidField));
     gateway.stopped().await;
@@ -139,7 +182,10 @@ async fn the_same_id_is_logged_once(one: Face, other: Face) {
     let first = ann.acked("same").await;
     ann.send(text("s", "same", "again")).await;
     let again = ann.acked("same").await;
-    assert_eq!((first.seq, first.duplicate, again.seq, again.duplicate), (1, false, 1, true));
+    assert_eq!(
+        (first.seq, first.duplicate, again.seq, again.duplicate),
+        (1, false, 1, true)
+    );
     drop(ann);
 
     // On another connection, but by the same name.
@@ -156,12 +202,26 @@ async fn private_and_multicast_frames(one: Face, other: Face) {
     let gateway = Gateway::start().await;
     let mut ann = gateway.member(one, "s", "ann").await;
     let mut bob = gateway.peer(other).await;
-    bob.join("s", pb::Join { member_id: "bob".to_owned(), role: "viewer".to_owned(), ..pb::Join::default() }).await;
+    bob.join(
+        "s",
+        pb::Join {
+            member_id: "bob".to_owned(),
+            role: "viewer".to_owned(),
+            ..pb::Join::default()
+        },
+    )
+    .await;
     let mut cy = gateway.member(other, "s", "cy").await;
 
-    let member = |name: &str| pb::Address { member_id: name.to_owned(), ..pb::Address::default() };
+    let member = |name: &str| pb::Address {
+        member_id: name.to_owned(),
+        ..pb::Address::default()
+    };
     ann.send(to(text("s", "1", "for bob"), member("bob"))).await;
-    let viewers = pb::Address { multicast: true, ..role("viewer") };
+    let viewers = pb::Address {
+        multicast: true,
+        ..role("viewer")
+    };
     ann.send(to(text("s", "2", "for viewers"), viewers)).await;
     ann.send(to(text("s", "3", "for cy"), member("cy"))).await;
     ann.send(text("s", "4", "for all")).await;
@@ -172,7 +232,11 @@ async fn private_and_multicast_frames(one: Face, other: Face) {
         }
         ids
     };
-    assert_eq!(ids(&mut ann, 4).await, ["1", "2", "3", "4"], "the sender sees what it sent");
+    assert_eq!(
+        ids(&mut ann, 4).await,
+        ["1", "2", "3", "4"],
+        "the sender sees what it sent"
+    );
     assert_eq!(ids(&mut bob, 3).await, ["1", "2", "4"]);
     assert_eq!(ids(&mut cy, 2).await, ["3", "4"]);
 
@@ -186,13 +250,26 @@ async fn ephemeral_frames_are_not_logged(one: Face, other: Face) {
     let gateway = Gateway::start().await;
     let mut ann = gateway.member(one, "s", "ann").await;
     let mut bob = gateway.member(other, "s", "bob").await;
-    ann.send(Frame { ephemeral: true, ..text("s", "", "typing") }).await;
-    let frame = bob.until("the ephemeral frame", |frame| frame.ephemeral.then(|| frame.clone())).await;
+    ann.send(Frame {
+        ephemeral: true,
+        ..text("s", "", "typing")
+    })
+    .await;
+    let frame = bob
+        .until("the ephemeral frame", |frame| frame.ephemeral.then(|| frame.clone()))
+        .await;
     assert_eq!((frame.seq, frame.from.unwrap().member_id.as_str()), (0, "ann"));
     ann.send(text("s", "", "said")).await;
     assert_eq!(bob.logged().await.seq, 1);
     let mut late = gateway.peer(other).await;
-    late.join("s", pb::Join { after_seq: Some(0), ..pb::Join::default() }).await;
+    late.join(
+        "s",
+        pb::Join {
+            after_seq: Some(0),
+            ..pb::Join::default()
+        },
+    )
+    .await;
     assert_eq!(late.next().await.body, Body::Text("said".into()));
     gateway.stopped().await;
 }
@@ -200,7 +277,11 @@ async fn ephemeral_frames_are_not_logged(one: Face, other: Face) {
 async fn presence_is_told_to_those_who_ask(one: Face, other: Face) {
     let gateway = Gateway::start().await;
     let mut ann = gateway.peer(one).await;
-    let join = pb::Join { member_id: "ann".to_owned(), presence: true, ..pb::Join::default() };
+    let join = pb::Join {
+        member_id: "ann".to_owned(),
+        presence: true,
+        ..pb::Join::default()
+    };
     assert_eq!(ann.join("s", join).await.member_count, 1);
     let mut cy = gateway.member(other, "s", "cy").await;
     let bob = gateway.member(other, "s", "bob").await;
@@ -223,7 +304,9 @@ async fn the_newer_of_two_by_one_name_wins(one: Face, other: Face) {
     let mut old = gateway.member(one, "s", "ann").await;
     let mut new = gateway.member(other, "s", "ann").await;
     let frame = old.next().await;
-    let Some(Control::Left(left)) = control(&frame) else { panic!("not told: {frame:?}") };
+    let Some(Control::Left(left)) = control(&frame) else {
+        panic!("not told: {frame:?}")
+    };
     assert!(is(left.error.as_ref().unwrap(), Reason::MemberReplaced));
     new.send(text("s", "x", "hello")).await;
     assert_eq!(new.logged().await.seq, 1);
@@ -240,7 +323,10 @@ async fn leaving(one: Face, other: Face) {
     let mut ann = gateway.member(one, "s", "ann").await;
     let mut bob = gateway.member(other, "s", "bob").await;
     bob.control("s", Control::Leave(pb::Leave {})).await;
-    bob.until("left", |frame| matches!(control(frame), Some(Control::Left(_))).then_some(())).await;
+    bob.until("left", |frame| {
+        matches!(control(frame), Some(Control::Left(_))).then_some(())
+    })
+    .await;
     ann.send(text("s", "x", "alone")).await;
     ann.acked("x").await;
     bob.hears_nothing().await;
@@ -286,13 +372,20 @@ async fn payloads_cross_unchanged(one: Face, other: Face) {
     for shape in shapes {
         ann.send(payload("s", "", shape)).await;
         let frame = bob.logged().await;
-        let Body::Payload(got) = &frame.body else { panic!("not a payload: {frame:?}") };
+        let Body::Payload(got) = &frame.body else {
+            panic!("not a payload: {frame:?}")
+        };
         let want: serde_json::Value = serde_json::from_str(shape).unwrap();
         let got: serde_json::Value = serde_json::from_str(&got.as_json()).unwrap();
         assert!(same(&got, &want), "{got} is not {want}");
     }
     let bytes: Vec<u8> = (0..=255).collect();
-    ann.send(Frame { session_id: "s".into(), body: Body::Data(bytes.clone().into()), ..Frame::default() }).await;
+    ann.send(Frame {
+        session_id: "s".into(),
+        body: Body::Data(bytes.clone().into()),
+        ..Frame::default()
+    })
+    .await;
     assert_eq!(bob.logged().await.body, Body::Data(bytes.into()));
     gateway.stopped().await;
 }
@@ -302,9 +395,14 @@ fn same(one: &serde_json::Value, other: &serde_json::Value) -> bool {
     use serde_json::Value::{Array, Number, Object};
     match (one, other) {
         (Number(one), Number(other)) => one.as_f64() == other.as_f64(),
-        (Array(one), Array(other)) => one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other)),
+        (Array(one), Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
+        }
         (Object(one), Object(other)) => {
-            one.len() == other.len() && one.iter().all(|(key, one)| other.get(key).is_some_and(|other| same(one, other)))
+            one.len() == other.len()
+                && one
+                    .iter()
+                    .all(|(key, one)| other.get(key).is_some_and(|other| same(one, other)))
         }
         _ => one == other,
     }
@@ -314,7 +412,11 @@ async fn origin_cannot_be_forged(one: Face, other: Face) {
     let gateway = Gateway::start().await;
     let mut ann = gateway.member(one, "s", "ann").await;
     let mut bob = gateway.member(other, "s", "bob").await;
-    let forged = pb::Address { role: "gateway".to_owned(), member_id: "root".to_owned(), ..pb::Address::default() };
+    let forged = pb::Address {
+        role: "gateway".to_owned(),
+        member_id: "root".to_owned(),
+        ..pb::Address::default()
+    };
     ann.send(Frame {
         from: Some(std::sync::Arc::new(forged)),
         seq: 77,
@@ -330,7 +432,10 @@ async fn origin_cannot_be_forged(one: Face, other: Face) {
     assert_eq!((from.role.as_str(), from.member_id.as_str()), ("client", "ann"));
     assert_eq!((frame.seq, frame.attempt, frame.index, frame.last), (1, 0, None, false));
     assert!(frame.timestamp.unwrap().seconds > 1_000_000_000);
-    let as_gateway = pb::Join { role: "gateway".to_owned(), ..pb::Join::default() };
+    let as_gateway = pb::Join {
+        role: "gateway".to_owned(),
+        ..pb::Join::default()
+    };
     ann.control("s", Control::Join(as_gateway)).await;
     assert!(is(&ann.refusal().await, Reason::InvalidField));
     gateway.stopped().await;

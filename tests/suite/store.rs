@@ -20,7 +20,11 @@ struct Faulty {
 
 impl Faulty {
     fn new() -> Arc<Self> {
-        let retention = Retention { frames: 1_000, bytes: 1 << 20, total_bytes: 1 << 24 };
+        let retention = Retention {
+            frames: 1_000,
+            bytes: 1 << 20,
+            total_bytes: 1 << 24,
+        };
         Arc::new(Self {
             inner: Memory::new(retention),
             broken: AtomicBool::new(false),
@@ -52,7 +56,10 @@ impl Log for Faulty {
         let (done, wait) = oneshot::channel();
         self.waiting.lock().unwrap().push(done);
         let wait: Wait<()> = Box::pin(async { wait.await.unwrap_or_else(|_| Err(unavailable())) });
-        Ok(Appended { commit: Commit::Later(wait), ..appended })
+        Ok(Appended {
+            commit: Commit::Later(wait),
+            ..appended
+        })
     }
 
     fn read(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page> {
@@ -107,11 +114,15 @@ async fn an_end_that_the_log_refuses_comes_later() {
     let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    worker.until("the request", |frame| (frame.attempt > 0).then_some(())).await;
+    worker
+        .until("the request", |frame| (frame.attempt > 0).then_some(()))
+        .await;
     log.broken.store(true, Ordering::SeqCst);
     let mut count = gateway.router.link_count();
     drop(worker);
-    patiently("the worker to be gone", count.wait_for(|count| *count == 1)).await.unwrap();
+    patiently("the worker to be gone", count.wait_for(|count| *count == 1))
+        .await
+        .unwrap();
     log.broken.store(false, Ordering::SeqCst);
     assert!(is(error(&ann.answer("q").await.1), Reason::WorkerLost));
     gateway.stopped().await;
@@ -135,7 +146,9 @@ async fn nobody_sees_what_is_not_durable() {
     assert_eq!(ann.acked("q").await.seq, 2);
     assert_eq!(bob.logged().await.id, "1");
     assert_eq!(bob.logged().await.id, "q");
-    worker.until("the request", |frame| (frame.attempt > 0).then_some(())).await;
+    worker
+        .until("the request", |frame| (frame.attempt > 0).then_some(()))
+        .await;
     gateway.stopped().await;
 }
 
@@ -151,7 +164,10 @@ async fn a_commit_that_fails_is_told_to_all() {
     let refused = ann.refusal().await;
     assert!(is(&refused, Reason::LogUnavailable));
     let left = ann.next().await;
-    assert!(matches!(control(&left), Some(twinspan::frame::Control::Left(_))), "{left:?}");
+    assert!(
+        matches!(control(&left), Some(twinspan::frame::Control::Left(_))),
+        "{left:?}"
+    );
     gateway.stopped().await;
 }
 
@@ -175,6 +191,8 @@ async fn status(gateway: &Gateway, path: &str) -> u16 {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    patiently("the answer", socket.read_to_string(&mut answer)).await.unwrap();
+    patiently("the answer", socket.read_to_string(&mut answer))
+        .await
+        .unwrap();
     answer[9..12].parse().unwrap()
 }
