@@ -1,5 +1,9 @@
 //! Twinspan: a session gateway with two faces. Backends dial in over gRPC, browsers over WebSocket; both meet in one
 //! session router. See `docs/ARCHITECTURE.md` for the map.
 
+pub mod cli;
+pub mod client;
+pub mod config;
 pub mod error;
 pub mod frame;
+pub mod telemetry;
