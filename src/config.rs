@@ -199,7 +199,7 @@ const RELATIONS: &[Relation] = &[
         keys: &["listen", "allow_public_without_auth"],
         expected: "a loopback address, such as 127.0.0.1:7080: this gateway does not authenticate its peers, so whoever \
                    reaches the port could read and write every session. If something else keeps strangers out, say so with \
-                   --allow-public-without-auth (`allow_public_without_auth = true`)",
+                   --allow-public-without-auth",
         holds: |config| config.listen.ip().is_loopback() || config.allow_public_without_auth,
     },
     Relation {

@@ -51,8 +51,12 @@ impl Call {
     }
 
     fn request(&self) -> Result<Frame, Failure> {
-        let total = prost_types::Duration::try_from(self.timeout).map_err(|error| Failure::new(Failure::USAGE, error))?;
-        let timeouts = pb::Timeouts { total: Some(total), ..pb::Timeouts::default() };
+        let duration = |time: Duration| {
+            prost_types::Duration::try_from(time).map_err(|error| Failure::new(Failure::USAGE, format!("--timeout: {error}")))
+        };
+        // A little less, so that the error tells when there was nobody to ask.
+        let accept = duration(self.timeout.mul_f64(0.9))?;
+        let timeouts = pb::Timeouts { accept: Some(accept), total: Some(duration(self.timeout)?) };
         Ok(Frame {
             id: unique_name("call").into(),
             session_id: self.session.clone().unwrap_or_else(|| unique_name("call")).into(),

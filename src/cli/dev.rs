@@ -48,7 +48,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 fn banner(address: SocketAddr, routed: bool) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let to = if routed { String::new() } else { format!(r#","to":{{"role":"{ROLE}"}}"#) };
-    let frame = format!(r#"{{"id":"msg-123","type":"{TYPE}","sessionId":"sess-456"{to},"payload":{{"action":"search","query":"HEA synthesis"}}}}"#);
+    let payload = r#""payload":{"action":"search","query":"HEA synthesis"}"#;
+    let header = format!(r#""type":"{TYPE}","sessionId":"sess-456"{to}"#);
+    let frame = format!(r#"{{"id":"msg-123",{header},{payload}}}"#);
+    // Without an id, since calls are all from one sender: the second one by an id would be taken for the first.
+    let call = format!(r#"{{"frame":{{{header},{payload}}}}}"#);
     let url = format!("ws://{address}/v1/ws?session_id=sess-456");
     format!(
         r#"
@@ -72,7 +76,7 @@ fn banner(address: SocketAddr, routed: bool) -> String {
 
   With grpcurl; and the answer, by buf:
 
-    grpcurl -plaintext -d '{{"frame":{frame}}}' {address} twinspan.v1.Sessions/Publish
+    grpcurl -plaintext -d '{call}' {address} twinspan.v1.Sessions/Publish
     buf curl --protocol grpc --http2-prior-knowledge -d '{{"sessionId":"sess-456","tail":20}}' http://{address}/twinspan.v1.Sessions/Watch
 
   Watch from another terminal:

@@ -158,7 +158,7 @@ impl Loading {
                 value if is_section(&key) => {
                     self.problem(&key, source.clone(), Some(value.to_string()), format!("a section: [{key}]"));
                 }
-                _ => self.unknown(&key, source.clone(), nearest(&key, SETTINGS.iter().map(|setting| setting.key.to_owned()))),
+                _ => self.unknown(&key, source.clone(), nearest(&key).map(|setting| setting.key.to_owned())),
             }
         }
     }
@@ -171,7 +171,7 @@ impl Loading {
             let source = Source::Variable(name.clone());
             match SETTINGS.iter().find(|setting| setting.variable() == name) {
                 Some(setting) => self.assign(setting.key, source, &Raw::Text(value)),
-                None => self.unknown(&name, source, nearest(&name, SETTINGS.iter().map(Setting::variable))),
+                None => self.unknown(&name, source, nearest(&name).map(Setting::variable)),
             }
         }
     }
@@ -184,7 +184,7 @@ impl Loading {
 
     fn assign(&mut self, key: &str, source: Source, raw: &Raw) {
         let Some(setting) = setting(key) else {
-            return self.unknown(key, source, nearest(key, SETTINGS.iter().map(|setting| setting.key.to_owned())));
+            return self.unknown(key, source, nearest(key).map(|setting| setting.key.to_owned()));
         };
         if (setting.read)(&mut self.loaded.config, raw).is_some() {
             self.loaded.origins.insert(setting.key, source);
@@ -239,13 +239,26 @@ fn is_service_link(name: &str) -> bool {
         || rest.strip_prefix("PORT_").is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// The name that was most likely meant.
-fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
-    known
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, &candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= 0.6)
+/// The setting that was most likely meant by a key or a variable.
+fn nearest(name: &str) -> Option<&'static Setting> {
+    let name = comparable(name.strip_prefix("TWINSPAN_").unwrap_or(name));
+    SETTINGS
+        .iter()
+        .map(|setting| (likeness(&name, &comparable(setting.key)), setting))
+        .filter(|(likeness, _)| *likeness >= 0.65)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate)
+        .map(|(_, setting)| setting)
+}
+
+fn comparable(name: &str) -> String {
+    name.replace('.', "_").to_lowercase()
+}
+
+/// Counts what comes after the section twice: a section in common makes no likeness yet.
+fn likeness(a: &str, b: &str) -> f64 {
+    let within = |name: &str| name.split_once('_').map_or_else(|| name.to_owned(), |(_, within)| within.to_owned());
+    let alike = strsim::normalized_damerau_levenshtein;
+    (alike(a, b) + alike(&within(a), &within(b))) / 2.0
 }
 
 #[cfg(test)]
@@ -371,6 +384,23 @@ mod tests {
         found.sort();
         expected.sort();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn suggestions() {
+        for (given, meant) in [
+            ("lisen", "listen"),
+            ("limit.frame_bytes", "limits.frame_bytes"),
+            ("limits.frame_byte", "limits.frame_bytes"),
+            ("TWINSPAN_LOG_LEVEL_FILTER", "log.filter"),
+            ("TWINSPAN_RETENTION_FRAME", "retention.frames"),
+            ("allow_public", "allow_public_without_auth"),
+        ] {
+            assert_eq!(nearest(given).map(|setting| setting.key), Some(meant), "{given}");
+        }
+        for given in ["log.colour", "limits.x", "TWINSPAN_URL", ""] {
+            assert!(nearest(given).is_none(), "{given}: {:?}", nearest(given));
+        }
     }
 
     #[test]
