@@ -83,7 +83,10 @@ impl Failure {
     const INTERRUPTED: u8 = 130;
 
     fn new(exit: u8, message: impl fmt::Display) -> Self {
-        Self { exit, message: message.to_string() }
+        Self {
+            exit,
+            message: message.to_string(),
+        }
     }
 
     /// The reader of our output is gone, as with `| head`: nothing is wrong, and nobody listens.
@@ -134,8 +137,12 @@ impl From<telemetry::Error> for Failure {
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Serve(settings) => settings.load(config::Config::default()).and_then(|config| on_all_cores(serve::run(config))),
-        Command::Dev(settings) => settings.load(dev::defaults()).and_then(|config| on_all_cores(dev::run(config))),
+        Command::Serve(settings) => settings
+            .load(config::Config::default())
+            .and_then(|config| on_all_cores(serve::run(config))),
+        Command::Dev(settings) => settings
+            .load(dev::defaults())
+            .and_then(|config| on_all_cores(dev::run(config))),
         Command::Send(send) => on_one_core(send.run()),
         Command::Call(call) => on_one_core(call.run()),
         Command::Tail(tail) => on_one_core(tail.run()),
@@ -156,7 +163,10 @@ fn run(
     mut builder: tokio::runtime::Builder,
     command: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
-    let runtime = builder.enable_all().build().map_err(|error| Failure::new(Failure::REFUSED, error))?;
+    let runtime = builder
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Failure::REFUSED, error))?;
     runtime.block_on(command)
 }
 
@@ -175,7 +185,11 @@ mod tests {
     fn what_went_wrong_has_its_exit_code() {
         let exit = |origin, message: &str| {
             let status = tonic::Status::unimplemented(message);
-            Failure::from(client::Error { origin, ..client::Error::from(status) }).exit
+            Failure::from(client::Error {
+                origin,
+                ..client::Error::from(status)
+            })
+            .exit
         };
         assert_eq!(exit(Origin::Gateway, "no"), 1);
         assert_eq!(exit(Origin::Usage, "no"), 2);

@@ -61,7 +61,10 @@ impl Client {
     /// The same, but it connects when it is first used.
     pub fn connect_lazy(url: &str) -> Result<Self, Error> {
         let (endpoint, url) = endpoint(url)?;
-        Ok(Self { channel: endpoint.connect_lazy(), url })
+        Ok(Self {
+            channel: endpoint.connect_lazy(),
+            url,
+        })
     }
 
     /// Where the gateway is.
@@ -86,9 +89,15 @@ impl Client {
 }
 
 fn endpoint(url: &str) -> Result<(Endpoint, String), Error> {
-    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let url = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("http://{url}")
+    };
     if !url.starts_with("http://") {
-        return Err(Error::usage(format!("{url}: the address of a gateway begins with http://")));
+        return Err(Error::usage(format!(
+            "{url}: the address of a gateway begins with http://"
+        )));
     }
     let endpoint = Endpoint::from_shared(url.clone())
         .and_then(|endpoint| endpoint.user_agent(concat!("twinspan/", env!("CARGO_PKG_VERSION"))))
@@ -111,25 +120,4 @@ fn random() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses() {
-        for (given, url) in [("127.0.0.1:1", "http://127.0.0.1:1"), ("http://gateway:7080", "http://gateway:7080")] {
-            assert_eq!(endpoint(url).unwrap().1, url, "{given}");
-        }
-        for given in ["https://gateway", "ws://127.0.0.1:7080/v1/ws", "", "http://", "a b"] {
-            assert_eq!(endpoint(given).unwrap_err().origin, Origin::Usage, "{given}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_gateway_that_is_not_there_is_told_by_name() {
-        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = Client::connect(&unused.to_string()).await.unwrap_err();
-        assert_eq!(error.origin, Origin::Transport);
-        assert!(error.retryable);
-        assert!(error.message.starts_with(&format!("cannot reach the gateway at http://{unused}: ")), "{error}");
-    }
-}
+mod tests;

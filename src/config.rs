@@ -56,7 +56,11 @@ impl Default for Config {
             drain_grace: Duration::from_secs(10),
             descriptors: Vec::new(),
             routes: BTreeMap::new(),
-            retention: Retention { frames: 10_000, bytes: 16 << 20, total_bytes: 1 << 30 },
+            retention: Retention {
+                frames: 10_000,
+                bytes: 16 << 20,
+                total_bytes: 1 << 30,
+            },
             idle: Duration::from_secs(24 * 60 * 60),
             limits: Limits::default(),
         }

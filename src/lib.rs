@@ -4,6 +4,13 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod connection;
 pub mod error;
 pub mod frame;
+pub mod limits;
+pub mod log;
+pub mod router;
+pub mod server;
+pub mod session;
 pub mod telemetry;
+pub mod transport;

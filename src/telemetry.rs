@@ -22,7 +22,9 @@ impl std::error::Error for Error {}
 /// Has the process's log written to stderr from now on. Once per process.
 pub fn init(config: &Config) -> Result<(), Error> {
     let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| Error(error.to_string()))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     match config.log_format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),

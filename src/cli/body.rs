@@ -40,7 +40,9 @@ impl Said {
 
 fn payload(json: String) -> Result<Body, Failure> {
     let refused = |refusal: crate::error::Refusal| Failure::new(Failure::USAGE, format!("--json: {}", refusal.message));
-    Payload::from_json_text(Str::from(json)).map(Body::Payload).map_err(refused)
+    Payload::from_json_text(Str::from(json))
+        .map(Body::Payload)
+        .map_err(refused)
 }
 
 fn or_stdin(given: String) -> Result<String, Failure> {

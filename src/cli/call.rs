@@ -45,24 +45,39 @@ impl Call {
         let answered = ask(&client, request).await;
         if self.session.is_none() {
             // It is of no use to anybody else; if it cannot be deleted now, retention will.
-            client.sessions().delete(pb::DeleteRequest { session_id: session.to_string() }).await.ok();
+            client
+                .sessions()
+                .delete(pb::DeleteRequest {
+                    session_id: session.to_string(),
+                })
+                .await
+                .ok();
         }
         answered
     }
 
     fn request(&self) -> Result<Frame, Failure> {
         let duration = |time: Duration| {
-            prost_types::Duration::try_from(time).map_err(|error| Failure::new(Failure::USAGE, format!("--timeout: {error}")))
+            prost_types::Duration::try_from(time)
+                .map_err(|error| Failure::new(Failure::USAGE, format!("--timeout: {error}")))
         };
         // A little less, so that the error tells when there was nobody to ask.
         let accept = duration(self.timeout.mul_f64(0.9))?;
-        let timeouts = pb::Timeouts { accept: Some(accept), total: Some(duration(self.timeout)?) };
+        let timeouts = pb::Timeouts {
+            accept: Some(accept),
+            total: Some(duration(self.timeout)?),
+        };
         Ok(Frame {
             id: unique_name("call").into(),
             session_id: self.session.clone().unwrap_or_else(|| unique_name("call")).into(),
             r#type: self.kind.clone().unwrap_or_default().into(),
-            to: Some(Arc::new(pb::Address { role: self.role.clone(), ..pb::Address::default() })),
-            options: Some(Box::new(pb::RequestOptions { timeouts: Some(timeouts) })),
+            to: Some(Arc::new(pb::Address {
+                role: self.role.clone(),
+                ..pb::Address::default()
+            })),
+            options: Some(Box::new(pb::RequestOptions {
+                timeouts: Some(timeouts),
+            })),
             body: self.said.clone().body_or_stdin()?,
             ..Frame::default()
         })
@@ -72,7 +87,11 @@ impl Call {
 async fn ask(client: &Client, request: Frame) -> Result<(), Failure> {
     let mut connection = client.attach().await?;
     connection.join(&request.session_id, pb::Join::default()).await?;
-    let mut answer = Answer { session: request.session_id.clone(), request: request.id.clone(), line_open: false };
+    let mut answer = Answer {
+        session: request.session_id.clone(),
+        request: request.id.clone(),
+        line_open: false,
+    };
     let mut signals = Signals::install()?;
     connection.send(request).await?;
     let mut interrupted = false;
@@ -110,7 +129,11 @@ impl Answer {
         match &frame.body {
             Body::Text(text) => {
                 output::foreign(text)?;
-                self.line_open = if text.is_empty() { self.line_open } else { !text.ends_with('\n') };
+                self.line_open = if text.is_empty() {
+                    self.line_open
+                } else {
+                    !text.ends_with('\n')
+                };
             }
             Body::Payload(payload) => self.line(payload.as_json())?,
             Body::Data(data) => output::bytes(data)?,
@@ -127,7 +150,11 @@ impl Answer {
     }
 
     fn close_line(&mut self) -> Result<(), Failure> {
-        if std::mem::take(&mut self.line_open) { output::text("\n") } else { Ok(()) }
+        if std::mem::take(&mut self.line_open) {
+            output::text("\n")
+        } else {
+            Ok(())
+        }
     }
 
     fn end(mut self, outcome: Result<(), Failure>) -> Result<(), Failure> {
@@ -136,9 +163,18 @@ impl Answer {
     }
 
     async fn cancel(&self, connection: &Connection) -> Result<(), Error> {
-        let cancel = pb::Cancel { request_id: self.request.to_string(), reason: "interrupted".to_owned() };
+        let cancel = pb::Cancel {
+            request_id: self.request.to_string(),
+            reason: "interrupted".to_owned(),
+        };
         let body = Body::Control(Box::new(Control::Cancel(cancel)));
-        connection.send(Frame { session_id: self.session.clone(), body, ..Frame::default() }).await
+        connection
+            .send(Frame {
+                session_id: self.session.clone(),
+                body,
+                ..Frame::default()
+            })
+            .await
     }
 
     fn cut_off(&self) -> Error {
@@ -147,7 +183,10 @@ impl Answer {
             message: "the gateway ended the connection before the answer was complete".to_owned(),
             ..pb::Error::default()
         };
-        Error { origin: Origin::Transport, ..Error::from(pb_error) }
+        Error {
+            origin: Origin::Transport,
+            ..Error::from(pb_error)
+        }
     }
 }
 
@@ -165,32 +204,59 @@ mod tests {
     use crate::error::Refusal;
 
     fn answer() -> Answer {
-        Answer { session: "s".into(), request: "r".into(), line_open: false }
+        Answer {
+            session: "s".into(),
+            request: "r".into(),
+            line_open: false,
+        }
     }
 
     fn reply(body: Body) -> Frame {
-        Frame { session_id: "s".into(), reply_to: "r".into(), body, ..Frame::default() }
+        Frame {
+            session_id: "s".into(),
+            reply_to: "r".into(),
+            body,
+            ..Frame::default()
+        }
     }
 
     #[test]
     fn only_the_last_reply_ends_it() {
         let mut answer = answer();
         assert!(answer.take(&reply(Body::None)).unwrap().is_none());
-        assert!(answer.take(&Frame { last: true, ..reply(Body::None) }).unwrap().unwrap().is_ok());
+        assert!(
+            answer
+                .take(&Frame {
+                    last: true,
+                    ..reply(Body::None)
+                })
+                .unwrap()
+                .unwrap()
+                .is_ok()
+        );
     }
 
     #[test]
     fn replies_to_others_do_not_end_it() {
         let mut answer = answer();
         for (session, request) in [("s", "other"), ("other", "r"), ("s", "")] {
-            let other = Frame { session_id: session.into(), reply_to: request.into(), last: true, ..Frame::default() };
+            let other = Frame {
+                session_id: session.into(),
+                reply_to: request.into(),
+                last: true,
+                ..Frame::default()
+            };
             assert!(answer.take(&other).unwrap().is_none());
         }
     }
 
     #[test]
     fn errors_have_their_exit_codes() {
-        for (reason, exit) in [(Reason::NoWorker, 1), (Reason::TotalTimeout, 1), (Reason::RequestCancelled, 130)] {
+        for (reason, exit) in [
+            (Reason::NoWorker, 1),
+            (Reason::TotalTimeout, 1),
+            (Reason::RequestCancelled, 130),
+        ] {
             let error = Body::Error(Box::new(Refusal::new(reason, "no").to_pb()));
             let failure = answer().take(&reply(error)).unwrap().unwrap().unwrap_err();
             assert_eq!(failure.exit, exit, "{reason}");

@@ -46,7 +46,13 @@ async fn shift(client: &Client, role: &str) -> Result<(), Error> {
         ..pb::Serve::default()
     };
     connection.serve(serve).await?;
-    Shift { sender: connection.sender(), answers: JoinSet::new(), running: HashMap::new() }.run(&mut connection).await
+    Shift {
+        sender: connection.sender(),
+        answers: JoinSet::new(),
+        running: HashMap::new(),
+    }
+    .run(&mut connection)
+    .await
 }
 
 struct Shift {
@@ -82,7 +88,9 @@ impl Shift {
                     }
                 }
             }
-            Body::Error(error) if !frame.reply_to.is_empty() => tracing::debug!(reason = %error.reason, "a reply was refused"),
+            Body::Error(error) if !frame.reply_to.is_empty() => {
+                tracing::debug!(reason = %error.reason, "a reply was refused")
+            }
             _ if frame.attempt > 0 && frame.reply_to.is_empty() => {
                 let key = (frame.session_id.clone(), frame.id.clone());
                 let answer = self.answers.spawn(answer(self.sender.clone(), frame));
@@ -106,12 +114,19 @@ async fn answer(sender: Sender, request: Frame) -> Key {
     let said = said(&request.body);
     for word in said.split_inclusive(char::is_whitespace) {
         // A gateway that is gone ends the whole shift; nobody is left to be told here.
-        if sender.send(reply("stream_chunk", Body::Text(word.into()))).await.is_err() {
+        if sender
+            .send(reply("stream_chunk", Body::Text(word.into())))
+            .await
+            .is_err()
+        {
             break;
         }
         tokio::time::sleep(PAUSE).await;
     }
-    let last = Frame { last: true, ..reply("stream_end", Body::None) };
+    let last = Frame {
+        last: true,
+        ..reply("stream_end", Body::None)
+    };
     sender.send(last).await.ok();
     (request.session_id, request.id)
 }
@@ -131,7 +146,9 @@ fn said_in(json: &str) -> String {
     match serde_json::from_str(json) {
         Ok(Value::String(text)) => text,
         Ok(Value::Object(members)) => {
-            let likely = ["text", "prompt", "query", "message"].iter().find_map(|name| members.get(*name)?.as_str());
+            let likely = ["text", "prompt", "query", "message"]
+                .iter()
+                .find_map(|name| members.get(*name)?.as_str());
             likely.map_or_else(|| json.to_owned(), str::to_owned)
         }
         _ => json.to_owned(),

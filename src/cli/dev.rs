@@ -47,7 +47,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 fn banner(address: SocketAddr, routed: bool) -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let to = if routed { String::new() } else { format!(r#","to":{{"role":"{ROLE}"}}"#) };
+    let to = if routed {
+        String::new()
+    } else {
+        format!(r#","to":{{"role":"{ROLE}"}}"#)
+    };
     let payload = r#""payload":{"action":"search","query":"HEA synthesis"}"#;
     let header = format!(r#""type":"{TYPE}","sessionId":"sess-456"{to}"#);
     let frame = format!(r#"{{"id":"msg-123",{header},{payload}}}"#);
@@ -95,7 +99,11 @@ mod tests {
 
     #[test]
     fn the_banner_names_addresses_that_can_be_reached() {
-        for (bound, shown) in [("0.0.0.0:7", "127.0.0.1:7"), ("[::]:7", "[::1]:7"), ("192.0.2.1:7", "192.0.2.1:7")] {
+        for (bound, shown) in [
+            ("0.0.0.0:7", "127.0.0.1:7"),
+            ("[::]:7", "[::1]:7"),
+            ("192.0.2.1:7", "192.0.2.1:7"),
+        ] {
             assert_eq!(reachable(bound.parse().unwrap()).to_string(), shown);
         }
     }

@@ -11,7 +11,10 @@ pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::unread()),
-        Err(error) => Err(Failure::new(Failure::REFUSED, format!("stdout cannot be written: {error}"))),
+        Err(error) => Err(Failure::new(
+            Failure::REFUSED,
+            format!("stdout cannot be written: {error}"),
+        )),
     }
 }
 
@@ -27,11 +30,17 @@ pub fn line(line: &str) -> Result<(), Failure> {
 
 /// Writes text of somebody else: a terminal is shown nothing that it would take for a command.
 pub fn foreign(said: &str) -> Result<(), Failure> {
-    if io::stdout().is_terminal() { text(&harmless(said)) } else { text(said) }
+    if io::stdout().is_terminal() {
+        text(&harmless(said))
+    } else {
+        text(said)
+    }
 }
 
 fn harmless(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || *c == '\n' || *c == '\t').collect()
+    text.chars()
+        .filter(|c| !c.is_control() || *c == '\n' || *c == '\t')
+        .collect()
 }
 
 /// The frame as ProtoJSON, in one line.
@@ -88,7 +97,13 @@ fn said(body: &Body) -> String {
 
 /// In one line, with nothing that a terminal would take for a command.
 fn escaped(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let escape = |c: char| {
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
     text.chars().map(escape).collect()
 }
 
@@ -100,16 +115,28 @@ fn about(control: &Control) -> Option<String> {
                 pb::GapReason::EpochChanged => "the log was lost and begun anew",
                 pb::GapReason::Unspecified => "no reason given",
             };
-            Some(format!("-- gap: frames {} to {} cannot be had: {why}", gap.from_seq, gap.to_seq))
+            Some(format!(
+                "-- gap: frames {} to {} cannot be had: {why}",
+                gap.from_seq, gap.to_seq
+            ))
         }
         Control::Left(left) => {
-            let why = left.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.reason));
+            let why = left
+                .error
+                .as_ref()
+                .map_or_else(String::new, |error| format!(": {}", error.reason));
             Some(format!("-- out of the session{why}"))
         }
         Control::GoAway(_) => Some("-- the gateway is about to stop".to_owned()),
         Control::SessionChanged(changed) => {
-            let state = changed.session.as_ref().map_or("?", |session| session.state().as_str_name());
-            Some(format!("-- the session changed: {}", state.trim_start_matches("SESSION_STATE_").to_lowercase()))
+            let state = changed
+                .session
+                .as_ref()
+                .map_or("?", |session| session.state().as_str_name());
+            Some(format!(
+                "-- the session changed: {}",
+                state.trim_start_matches("SESSION_STATE_").to_lowercase()
+            ))
         }
         _ => None,
     }
@@ -122,28 +149,47 @@ mod tests {
     use super::*;
 
     fn from(role: &str, member_id: &str) -> Option<Arc<pb::Address>> {
-        Some(Arc::new(pb::Address { role: role.to_owned(), member_id: member_id.to_owned(), ..pb::Address::default() }))
+        Some(Arc::new(pb::Address {
+            role: role.to_owned(),
+            member_id: member_id.to_owned(),
+            ..pb::Address::default()
+        }))
     }
 
     #[test]
     fn a_frame_in_one_line() {
         let frame = Frame {
             seq: 12,
-            timestamp: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 5 }),
+            timestamp: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 5,
+            }),
             from: from("demo", "w-1"),
             r#type: "stream_chunk".into(),
             reply_to: "msg-123".into(),
             body: Body::Text("two\nlines\u{1b}[2J".into()),
             ..Frame::default()
         };
-        assert_eq!(human(&frame).unwrap(), r"#12    22:13:20 demo/w-1 stream_chunk (re msg-123): two\nlines\u{1b}[2J");
+        assert_eq!(
+            human(&frame).unwrap(),
+            r"#12    22:13:20 demo/w-1 stream_chunk (re msg-123): two\nlines\u{1b}[2J"
+        );
     }
 
     #[test]
     fn a_private_and_a_multicast_frame() {
         let to = |role: &str, member_id: &str, multicast| {
-            let address = pb::Address { role: role.to_owned(), member_id: member_id.to_owned(), multicast, ..pb::Address::default() };
-            human(&Frame { to: Some(Arc::new(address)), ..Frame::default() }).unwrap()
+            let address = pb::Address {
+                role: role.to_owned(),
+                member_id: member_id.to_owned(),
+                multicast,
+                ..pb::Address::default()
+            };
+            human(&Frame {
+                to: Some(Arc::new(address)),
+                ..Frame::default()
+            })
+            .unwrap()
         };
         assert_eq!(to("", "m", false), "#-     --:--:-- -> member m: ");
         assert_eq!(to("r", "", true), "#-     --:--:-- -> all r: ");
@@ -152,9 +198,22 @@ mod tests {
 
     #[test]
     fn a_gap_is_told_and_the_rest_of_the_protocol_is_not() {
-        let gap = pb::Gap { from_seq: 5, to_seq: 17, reason: pb::GapReason::Trimmed.into(), ..pb::Gap::default() };
-        let control = |control| human(&Frame { body: Body::Control(Box::new(control)), ..Frame::default() });
-        assert_eq!(control(Control::Gap(gap)).unwrap(), "-- gap: frames 5 to 17 cannot be had: retention removed them");
+        let gap = pb::Gap {
+            from_seq: 5,
+            to_seq: 17,
+            reason: pb::GapReason::Trimmed.into(),
+            ..pb::Gap::default()
+        };
+        let control = |control| {
+            human(&Frame {
+                body: Body::Control(Box::new(control)),
+                ..Frame::default()
+            })
+        };
+        assert_eq!(
+            control(Control::Gap(gap)).unwrap(),
+            "-- gap: frames 5 to 17 cannot be had: retention removed them"
+        );
         assert_eq!(control(Control::Joined(pb::Joined::default())), None);
     }
 

@@ -39,7 +39,11 @@ impl Send {
     pub async fn run(self) -> Result<(), Failure> {
         let to = (self.to_role.is_some() || self.to_member.is_some()).then(|| {
             let (role, member_id) = (self.to_role.unwrap_or_default(), self.to_member.unwrap_or_default());
-            Arc::new(pb::Address { role, member_id, ..pb::Address::default() })
+            Arc::new(pb::Address {
+                role,
+                member_id,
+                ..pb::Address::default()
+            })
         });
         let frame = Frame {
             id: self.id.unwrap_or_default().into(),
@@ -50,8 +54,16 @@ impl Send {
             ..Frame::default()
         };
         let client = self.gateway.connect().await?;
-        let request = pb::PublishRequest { frame: Some(frame), member_id: self.member };
-        let accepted = client.sessions().publish(request).await.map_err(Error::from)?.into_inner();
+        let request = pb::PublishRequest {
+            frame: Some(frame),
+            member_id: self.member,
+        };
+        let accepted = client
+            .sessions()
+            .publish(request)
+            .await
+            .map_err(Error::from)?
+            .into_inner();
         let id = if accepted.id.is_empty() { "-" } else { &accepted.id };
         let again = if accepted.duplicate { " duplicate" } else { "" };
         output::line(&format!("{id} {}{again}", accepted.seq))

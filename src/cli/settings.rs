@@ -24,10 +24,18 @@ impl Settings {
 
     fn loaded(self, base: Config) -> Result<Loaded, Failure> {
         let lossless = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
         };
         let variables = std::env::vars_os().map(lossless).collect();
-        Ok(Config::load(Inputs { base, file: self.file, variables, flags: self.flags })?)
+        Ok(Config::load(Inputs {
+            base,
+            file: self.file,
+            variables,
+            flags: self.flags,
+        })?)
     }
 }
 
@@ -53,9 +61,16 @@ impl Args for Settings {
 
 fn own_flag(setting: &Setting) -> Option<Arg> {
     let name = setting.flag?;
-    let (help, _) = setting.doc.split_once(". ").unwrap_or((setting.doc.trim_end_matches('.'), ""));
+    let (help, _) = setting
+        .doc
+        .split_once(". ")
+        .unwrap_or((setting.doc.trim_end_matches('.'), ""));
     let arg = Arg::new(name).long(name).help(help.replace('`', ""));
-    Some(if setting.is_switch { arg.action(ArgAction::SetTrue) } else { arg.value_name("VALUE") })
+    Some(if setting.is_switch {
+        arg.action(ArgAction::SetTrue)
+    } else {
+        arg.value_name("VALUE")
+    })
 }
 
 impl FromArgMatches for Settings {
@@ -66,10 +81,17 @@ impl FromArgMatches for Settings {
                 let message = format!("--set {assignment}: expected KEY=VALUE, as in --set limits.frame_bytes=2MiB\n");
                 clap::Error::raw(clap::error::ErrorKind::InvalidValue, message)
             })?;
-            flags.push(Flag { flag: "--set".to_owned(), key: key.to_owned(), value: value.to_owned() });
+            flags.push(Flag {
+                flag: "--set".to_owned(),
+                key: key.to_owned(),
+                value: value.to_owned(),
+            });
         }
         flags.extend(SETTINGS.iter().filter_map(|setting| given(setting, matches)));
-        Ok(Self { file: matches.get_one::<PathBuf>("config").cloned(), flags })
+        Ok(Self {
+            file: matches.get_one::<PathBuf>("config").cloned(),
+            flags,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -85,7 +107,11 @@ fn given(setting: &Setting, matches: &ArgMatches) -> Option<Flag> {
     } else {
         matches.get_one::<String>(name)?.clone()
     };
-    Some(Flag { flag: format!("--{name}"), key: setting.key.to_owned(), value })
+    Some(Flag {
+        flag: format!("--{name}"),
+        key: setting.key.to_owned(),
+        value,
+    })
 }
 
 /// `twinspan config`.
@@ -101,7 +127,11 @@ pub struct Show {
 impl Show {
     pub fn run(self) -> Result<(), Failure> {
         let loaded = self.settings.loaded(Config::default())?;
-        if self.check { output::line("the settings can be used") } else { output::text(&loaded.toml()) }
+        if self.check {
+            output::line("the settings can be used")
+        } else {
+            output::text(&loaded.toml())
+        }
     }
 }
 
@@ -117,15 +147,34 @@ mod tests {
 
     #[test]
     fn a_flag_of_its_own_outranks_set() {
-        let settings = parsed(&["--listen", "127.0.0.1:2", "--set", "listen=127.0.0.1:1", "--set", "limits.roles=2"]).unwrap();
-        let config = Config::load(Inputs { flags: settings.flags, ..Inputs::default() }).unwrap().config;
+        let settings = parsed(&[
+            "--listen",
+            "127.0.0.1:2",
+            "--set",
+            "listen=127.0.0.1:1",
+            "--set",
+            "limits.roles=2",
+        ])
+        .unwrap();
+        let config = Config::load(Inputs {
+            flags: settings.flags,
+            ..Inputs::default()
+        })
+        .unwrap()
+        .config;
         assert_eq!((config.listen.port(), config.limits.roles), (2, 2));
     }
 
     #[test]
     fn a_switch_stands_alone() {
         let settings = parsed(&["--listen", "0.0.0.0:1", "--allow-public-without-auth"]).unwrap();
-        assert!(Config::load(Inputs { flags: settings.flags, ..Inputs::default() }).is_ok());
+        assert!(
+            Config::load(Inputs {
+                flags: settings.flags,
+                ..Inputs::default()
+            })
+            .is_ok()
+        );
         assert!(parsed(&[]).unwrap().flags.is_empty());
     }
 

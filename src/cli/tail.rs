@@ -56,7 +56,9 @@ impl Tail {
 
 /// What there is to say when the session itself is over.
 fn end(frame: &Frame) -> Option<Result<(), Failure>> {
-    let Body::Control(control) = &frame.body else { return None };
+    let Body::Control(control) = &frame.body else {
+        return None;
+    };
     let Control::Left(left) = &**control else { return None };
     Some(match &left.error {
         Some(error) => Err(crate::client::Error::from(error.clone()).into()),

@@ -30,7 +30,9 @@ impl Backoff {
 }
 
 fn jitter(failures: u32, random: u64) -> Duration {
-    let ceiling_ms = FIRST_CEILING_MS.saturating_mul(1 << failures.min(16)).min(LAST_CEILING_MS);
+    let ceiling_ms = FIRST_CEILING_MS
+        .saturating_mul(1 << failures.min(16))
+        .min(LAST_CEILING_MS);
     Duration::from_millis(FLOOR_MS + random % (ceiling_ms - FLOOR_MS))
 }
 

@@ -47,7 +47,12 @@ impl Connection {
         let codec = ProstCodec::<Frame, Frame>::default();
         let request = tonic::Request::new(ReceiverStream::new(outgoing));
         let frames = grpc.streaming(request, path, codec).await?.into_inner();
-        Ok(Self { sender: Sender(sender), frames, early: VecDeque::new(), questions: 0 })
+        Ok(Self {
+            sender: Sender(sender),
+            frames,
+            early: VecDeque::new(),
+            questions: 0,
+        })
     }
 
     /// Sends a frame; waits while the gateway does not take any. Whether it was accepted is told by an ack or an error frame.
@@ -121,7 +126,13 @@ impl Connection {
         self.questions += 1;
         let id = Str::from(format!("ask-{}", self.questions));
         let body = Body::Control(Box::new(question));
-        self.send(Frame { id: id.clone(), session_id: session.into(), body, ..Frame::default() }).await?;
+        self.send(Frame {
+            id: id.clone(),
+            session_id: session.into(),
+            body,
+            ..Frame::default()
+        })
+        .await?;
         while self.early.len() < EARLY_FRAMES {
             let frame = self.read().await.unwrap_or_else(|| Err(ended()))?;
             match frame.body {
@@ -130,7 +141,9 @@ impl Connection {
                 _ => self.early.push_back(frame),
             }
         }
-        Err(Error::usage(format!("{EARLY_FRAMES} frames came before an answer: read them with `next` first")))
+        Err(Error::usage(format!(
+            "{EARLY_FRAMES} frames came before an answer: read them with `next` first"
+        )))
     }
 
     async fn read(&mut self) -> Option<Result<Frame, Error>> {
@@ -143,5 +156,7 @@ fn ended() -> Error {
 }
 
 fn unexpected(answer: &Control) -> Error {
-    Error::usage(format!("the gateway answered something else than was asked: {answer:?}"))
+    Error::usage(format!(
+        "the gateway answered something else than was asked: {answer:?}"
+    ))
 }

@@ -56,7 +56,12 @@ impl Error {
 
     /// The connection is gone, or was never there.
     pub(super) fn transport(message: impl Into<String>) -> Self {
-        Self { origin: Origin::Transport, code: Code::Unavailable, retryable: true, ..Self::usage(message) }
+        Self {
+            origin: Origin::Transport,
+            code: Code::Unavailable,
+            retryable: true,
+            ..Self::usage(message)
+        }
     }
 
     pub(super) fn unreachable(url: &str, cause: &(dyn StdError + 'static)) -> Self {
@@ -101,14 +106,25 @@ impl From<tonic::Status> for Error {
         let code = Code::try_from(status.code() as i32).unwrap_or(Code::Unknown);
         let message = status.message().to_owned();
         let Some(info) = status.get_details_error_info() else {
-            return Self { retry_after, ..bare(&status, code, message) };
+            return Self {
+                retry_after,
+                ..bare(&status, code, message)
+            };
         };
         let retryable = match Reason::by_name(&info.reason) {
             Some(reason) => reason.row().retryable || reason.advice() == Advice::Reconnect,
             None => code == Code::Unavailable || retry_after.is_some(),
         };
         let details = info.metadata.into_iter().collect();
-        Self { origin: Origin::Gateway, code, reason: info.reason, message, details, retryable, retry_after }
+        Self {
+            origin: Origin::Gateway,
+            code,
+            reason: info.reason,
+            message,
+            details,
+            retryable,
+            retry_after,
+        }
     }
 }
 
@@ -117,7 +133,11 @@ fn bare(status: &tonic::Status, code: Code, message: String) -> Error {
     match status.source() {
         Some(cause) => Error::transport(format!("the connection to the gateway was lost: {}", innermost(cause))),
         None if code == Code::Unavailable => Error::transport(message),
-        None => Error { origin: Origin::Gateway, code, ..Error::usage(message) },
+        None => Error {
+            origin: Origin::Gateway,
+            code,
+            ..Error::usage(message)
+        },
     }
 }
 
@@ -145,7 +165,10 @@ mod tests {
             let facts = |error: &Error| (error.origin, error.code, error.reason.clone(), error.details.clone());
             assert_eq!(facts(&status), facts(&frame));
             assert_eq!(frame.retryable, reason.row().retryable);
-            assert_eq!(status.retryable, frame.retryable || reason.advice() == Advice::Reconnect);
+            assert_eq!(
+                status.retryable,
+                frame.retryable || reason.advice() == Advice::Reconnect
+            );
         }
     }
 
@@ -153,17 +176,25 @@ mod tests {
     fn the_gateway_says_when_to_come_back() {
         let mut refusal = Refusal::new(Reason::TooManyConnections, "full");
         refusal.retry_after = Some(Duration::from_secs(3));
-        assert_eq!(Error::from(refusal.to_status()).retry_after, Some(Duration::from_secs(3)));
+        assert_eq!(
+            Error::from(refusal.to_status()).retry_after,
+            Some(Duration::from_secs(3))
+        );
         assert_eq!(Error::from(refusal.to_pb()).retry_after, Some(Duration::from_secs(3)));
     }
 
     #[test]
     fn a_status_without_a_reason() {
-        let lost = Error::from(tonic::Status::from_error(Box::new(std::io::Error::other("reset by peer"))));
+        let lost = Error::from(tonic::Status::from_error(Box::new(std::io::Error::other(
+            "reset by peer",
+        ))));
         assert_eq!((lost.origin, lost.retryable), (Origin::Transport, true));
         assert_eq!(lost.message, "the connection to the gateway was lost: reset by peer");
         let wrong = Error::from(tonic::Status::unimplemented("no such method"));
-        assert_eq!((wrong.origin, wrong.code, wrong.retryable), (Origin::Gateway, Code::Unimplemented, false));
+        assert_eq!(
+            (wrong.origin, wrong.code, wrong.retryable),
+            (Origin::Gateway, Code::Unimplemented, false)
+        );
         assert_eq!(wrong.to_string(), "UNIMPLEMENTED: no such method");
     }
 }

@@ -46,12 +46,20 @@ enum State {
 
 impl Follow {
     pub(super) fn new(client: Client, session: &str, start: Start) -> Self {
-        let mut request = pb::WatchRequest { session_id: session.to_owned(), ..pb::WatchRequest::default() };
+        let mut request = pb::WatchRequest {
+            session_id: session.to_owned(),
+            ..pb::WatchRequest::default()
+        };
         match start {
             Start::Tail(frames) => request.tail = frames,
             Start::After(seq) => request.after_seq = Some(seq),
         }
-        Self { client, request, state: State::Away { until: None }, backoff: Backoff::default() }
+        Self {
+            client,
+            request,
+            state: State::Away { until: None },
+            backoff: Backoff::default(),
+        }
     }
 
     /// What comes next. An error is the end: trying again would not help. Dropping the future loses nothing.
@@ -103,7 +111,9 @@ fn keep_position(request: &mut pb::WatchRequest, frame: &Frame) {
     match &**control {
         Control::Joined(joined) => {
             // A tail is asked for once; from here on it is a position like any other.
-            let newest = joined.head_seq.saturating_sub(u64::from(std::mem::take(&mut request.tail)));
+            let newest = joined
+                .head_seq
+                .saturating_sub(u64::from(std::mem::take(&mut request.tail)));
             let begin = newest.max(joined.first_seq.saturating_sub(1));
             request.after_seq.get_or_insert(begin);
             // The first `Joined` of another epoch is followed by a `Gap`, without which the old position would be read
@@ -125,19 +135,34 @@ mod tests {
     use super::*;
 
     fn control(control: Control) -> Frame {
-        Frame { body: Body::Control(Box::new(control)), ..Frame::default() }
+        Frame {
+            body: Body::Control(Box::new(control)),
+            ..Frame::default()
+        }
     }
 
     fn joined(epoch: &str, first_seq: u64, head_seq: u64) -> Frame {
-        control(Control::Joined(pb::Joined { epoch: epoch.to_owned(), first_seq, head_seq, ..pb::Joined::default() }))
+        control(Control::Joined(pb::Joined {
+            epoch: epoch.to_owned(),
+            first_seq,
+            head_seq,
+            ..pb::Joined::default()
+        }))
     }
 
     fn gap(epoch: &str, to_seq: u64) -> Frame {
-        control(Control::Gap(pb::Gap { epoch: epoch.to_owned(), to_seq, ..pb::Gap::default() }))
+        control(Control::Gap(pb::Gap {
+            epoch: epoch.to_owned(),
+            to_seq,
+            ..pb::Gap::default()
+        }))
     }
 
     fn frame(seq: u64) -> Frame {
-        Frame { seq, ..Frame::default() }
+        Frame {
+            seq,
+            ..Frame::default()
+        }
     }
 
     /// The position after these frames.
@@ -147,7 +172,10 @@ mod tests {
     }
 
     fn tail(tail: u32) -> pb::WatchRequest {
-        pb::WatchRequest { tail, ..pb::WatchRequest::default() }
+        pb::WatchRequest {
+            tail,
+            ..pb::WatchRequest::default()
+        }
     }
 
     #[test]
@@ -160,18 +188,27 @@ mod tests {
 
     #[test]
     fn frames_move_the_position_and_ephemeral_ones_do_not() {
-        assert_eq!(after(tail(0), &[joined("e", 1, 7), frame(8), frame(9), frame(0)]), (Some(9), "e".to_owned(), 0));
+        assert_eq!(
+            after(tail(0), &[joined("e", 1, 7), frame(8), frame(9), frame(0)]),
+            (Some(9), "e".to_owned(), 0)
+        );
     }
 
     #[test]
     fn an_asked_for_position_is_kept_until_a_frame_comes() {
-        let asked = pb::WatchRequest { after_seq: Some(2), ..pb::WatchRequest::default() };
+        let asked = pb::WatchRequest {
+            after_seq: Some(2),
+            ..pb::WatchRequest::default()
+        };
         assert_eq!(after(asked, &[joined("e", 1, 7)]), (Some(2), "e".to_owned(), 0));
     }
 
     #[test]
     fn a_gap_moves_the_position_and_a_new_epoch_voids_it() {
-        assert_eq!(after(tail(0), &[joined("e", 1, 7), gap("e", 12)]), (Some(12), "e".to_owned(), 0));
+        assert_eq!(
+            after(tail(0), &[joined("e", 1, 7), gap("e", 12)]),
+            (Some(12), "e".to_owned(), 0)
+        );
         let restarted = [joined("e", 1, 7), joined("f", 1, 3), gap("f", 0)];
         assert_eq!(after(tail(0), &restarted[..2]), (Some(7), "e".to_owned(), 0));
         assert_eq!(after(tail(0), &restarted), (Some(0), "f".to_owned(), 0));

@@ -119,12 +119,17 @@ impl Kind<usize> for Bytes {
         let (_, factor) = SIZES.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
         let bytes = number.parse::<u64>().ok()?.checked_mul(*factor)?;
         // Beyond i64, TOML could not write it.
-        usize::try_from(bytes).ok().filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok())
+        usize::try_from(bytes)
+            .ok()
+            .filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok())
     }
 
     fn show(value: &usize) -> Value {
         let bytes = *value as u64;
-        match SIZES[..3].iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor)) {
+        match SIZES[..3]
+            .iter()
+            .find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor))
+        {
             Some((unit, factor)) => Value::String(format!("{}{unit}", bytes / factor)),
             None => Value::Integer(i64::try_from(bytes).unwrap_or(i64::MAX)),
         }
@@ -134,11 +139,18 @@ impl Kind<usize> for Bytes {
 /// A span of time.
 pub struct Span;
 
-const SPANS_MS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const SPANS_MS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 const LONGEST_MS: u64 = 365 * 86_400_000;
 
 impl Described for Span {
-    const EXPECTED: &'static str = "a time above 0 with its unit, such as \"500ms\", \"10s\", \"2m\", \"1h\" or \"7d\", at most 365d";
+    const EXPECTED: &'static str =
+        "a time above 0 with its unit, such as \"500ms\", \"10s\", \"2m\", \"1h\" or \"7d\", at most 365d";
 }
 
 impl Kind<Duration> for Span {
@@ -206,12 +218,14 @@ impl Kind<LogFormat> for Format {
 pub struct Filter;
 
 impl Described for Filter {
-    const EXPECTED: &'static str = "a level (error, warn, info, debug, trace), or directives such as info,twinspan::session=debug";
+    const EXPECTED: &'static str =
+        "a level (error, warn, info, debug, trace), or directives such as info,twinspan::session=debug";
 }
 
 impl Kind<String> for Filter {
     fn read(raw: &Raw) -> Option<String> {
-        raw.text().filter(|text| !text.is_empty() && tracing_subscriber::EnvFilter::try_new(text).is_ok())
+        raw.text()
+            .filter(|text| !text.is_empty() && tracing_subscriber::EnvFilter::try_new(text).is_ok())
     }
 
     fn show(value: &String) -> Value {
@@ -236,7 +250,11 @@ impl Kind<Vec<PathBuf>> for Files {
     }
 
     fn show(value: &Vec<PathBuf>) -> Value {
-        value.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().into()
+        value
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect::<Vec<_>>()
+            .into()
     }
 }
 
@@ -253,16 +271,25 @@ impl Kind<BTreeMap<String, String>> for Routes {
     fn read(raw: &Raw) -> Option<BTreeMap<String, String>> {
         let routes: BTreeMap<String, String> = match raw {
             Raw::Text(text) => items(text).map(route).collect::<Option<_>>()?,
-            Raw::Toml(Value::Table(table)) => {
-                table.iter().map(|(kind, role)| Some((kind.clone(), role.as_str()?.to_owned()))).collect::<Option<_>>()?
-            }
+            Raw::Toml(Value::Table(table)) => table
+                .iter()
+                .map(|(kind, role)| Some((kind.clone(), role.as_str()?.to_owned())))
+                .collect::<Option<_>>()?,
             Raw::Toml(_) => return None,
         };
-        routes.iter().all(|(kind, role)| is_type(kind) && is_role(role)).then_some(routes)
+        routes
+            .iter()
+            .all(|(kind, role)| is_type(kind) && is_role(role))
+            .then_some(routes)
     }
 
     fn show(value: &BTreeMap<String, String>) -> Value {
-        Value::Table(value.iter().map(|(kind, role)| (kind.clone(), Value::String(role.clone()))).collect())
+        Value::Table(
+            value
+                .iter()
+                .map(|(kind, role)| (kind.clone(), Value::String(role.clone())))
+                .collect(),
+        )
     }
 }
 
@@ -294,26 +321,71 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (given, bytes) in [("1", 1), ("65536", 65_536), ("10_000", 10_000), ("64KiB", 65_536), ("16 MiB", 16 << 20), ("1gib", 1 << 30)] {
+        for (given, bytes) in [
+            ("1", 1),
+            ("65536", 65_536),
+            ("10_000", 10_000),
+            ("64KiB", 65_536),
+            ("16 MiB", 16 << 20),
+            ("1gib", 1 << 30),
+        ] {
             assert_eq!(Bytes::read(&text(given)), Some(bytes), "{given}");
         }
-        for given in ["", "0", "0MiB", "-1", "1.5MiB", "1MB", "MiB", "99999999999GiB", "9223372036854775808"] {
+        for given in [
+            "",
+            "0",
+            "0MiB",
+            "-1",
+            "1.5MiB",
+            "1MB",
+            "MiB",
+            "99999999999GiB",
+            "9223372036854775808",
+        ] {
             assert_eq!(Bytes::read(&text(given)), None, "{given}");
         }
-        for (bytes, shown) in [(1_usize, "1"), (1_000, "1000"), (1 << 10, "\"1KiB\""), (3 << 20, "\"3MiB\""), (1 << 30, "\"1GiB\"")] {
+        for (bytes, shown) in [
+            (1_usize, "1"),
+            (1_000, "1000"),
+            (1 << 10, "\"1KiB\""),
+            (3 << 20, "\"3MiB\""),
+            (1 << 30, "\"1GiB\""),
+        ] {
             assert_eq!(Bytes::show(&bytes).to_string(), shown);
         }
     }
 
     #[test]
     fn spans() {
-        for (given, ms) in [("500ms", 500), ("10s", 10_000), ("2m", 120_000), ("1h", 3_600_000), ("7 d", 7 * 86_400_000)] {
+        for (given, ms) in [
+            ("500ms", 500),
+            ("10s", 10_000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("7 d", 7 * 86_400_000),
+        ] {
             assert_eq!(Span::read(&text(given)), Some(Duration::from_millis(ms)), "{given}");
         }
-        for given in ["", "10", "0s", "-1s", "1.5s", "1w", "s", "366d", "99999999999999999999s"] {
+        for given in [
+            "",
+            "10",
+            "0s",
+            "-1s",
+            "1.5s",
+            "1w",
+            "s",
+            "366d",
+            "99999999999999999999s",
+        ] {
             assert_eq!(Span::read(&text(given)), None, "{given}");
         }
-        for (ms, shown) in [(1, "\"1ms\""), (1_500, "\"1500ms\""), (90_000, "\"90s\""), (600_000, "\"10m\""), (86_400_000, "\"1d\"")] {
+        for (ms, shown) in [
+            (1, "\"1ms\""),
+            (1_500, "\"1500ms\""),
+            (90_000, "\"90s\""),
+            (600_000, "\"10m\""),
+            (86_400_000, "\"1d\""),
+        ] {
             assert_eq!(Span::show(&Duration::from_millis(ms)).to_string(), shown);
         }
     }
@@ -321,8 +393,18 @@ mod tests {
     #[test]
     fn routes_in_the_environment() {
         let routes = Routes::read(&text("BRAIN_REQUEST=brain, query=brain,")).unwrap();
-        assert_eq!(Routes::show(&routes).to_string(), r#"{ BRAIN_REQUEST = "brain", query = "brain" }"#);
-        for given in ["query", "=brain", "query=", "a b=brain", "query=gateway", "query=br ain"] {
+        assert_eq!(
+            Routes::show(&routes).to_string(),
+            r#"{ BRAIN_REQUEST = "brain", query = "brain" }"#
+        );
+        for given in [
+            "query",
+            "=brain",
+            "query=",
+            "a b=brain",
+            "query=gateway",
+            "query=br ain",
+        ] {
             assert_eq!(Routes::read(&text(given)), None, "{given}");
         }
     }

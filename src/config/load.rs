@@ -72,7 +72,12 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, source, value, expected } = self;
+        let Self {
+            key,
+            source,
+            value,
+            expected,
+        } = self;
         match value {
             Some(value) => write!(f, "{key} = {value} ({source}): expected {expected}"),
             None if key.is_empty() => write!(f, "{source}: {expected}"),
@@ -88,7 +93,11 @@ pub struct Errors(pub Vec<Problem>);
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
-        let problems = if count == 1 { "1 problem" } else { &format!("{count} problems") };
+        let problems = if count == 1 {
+            "1 problem"
+        } else {
+            &format!("{count} problems")
+        };
         write!(f, "the settings have {problems}:")?;
         self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
     }
@@ -115,7 +124,10 @@ impl Config {
     /// Loads the settings, or says everything that is wrong with them.
     pub fn load(inputs: Inputs) -> Result<Loaded, Errors> {
         let mut loading = Loading {
-            loaded: Loaded { config: inputs.base, origins: BTreeMap::new() },
+            loaded: Loaded {
+                config: inputs.base,
+                origins: BTreeMap::new(),
+            },
             problems: Vec::new(),
             bad: BTreeSet::new(),
         };
@@ -125,7 +137,11 @@ impl Config {
         loading.variables(inputs.variables);
         loading.flags(inputs.flags);
         RELATIONS.iter().for_each(|relation| loading.check(relation));
-        if loading.problems.is_empty() { Ok(loading.loaded) } else { Err(Errors(loading.problems)) }
+        if loading.problems.is_empty() {
+            Ok(loading.loaded)
+        } else {
+            Err(Errors(loading.problems))
+        }
     }
 }
 
@@ -145,20 +161,38 @@ impl Loading {
         };
         match text.parse::<Table>() {
             Ok(table) => self.table("", table, &source),
-            Err(error) => self.problem("", source, None, format!("is not TOML: {}", error.to_string().trim_end())),
+            Err(error) => self.problem(
+                "",
+                source,
+                None,
+                format!("is not TOML: {}", error.to_string().trim_end()),
+            ),
         }
     }
 
     fn table(&mut self, section: &str, table: Table, source: &Source) {
         for (name, value) in table {
-            let key = if section.is_empty() { name } else { format!("{section}.{name}") };
+            let key = if section.is_empty() {
+                name
+            } else {
+                format!("{section}.{name}")
+            };
             match value {
                 value if setting(&key).is_some() => self.assign(&key, source.clone(), &Raw::Toml(value)),
                 Value::Table(table) if is_section(&key) => self.table(&key, table, source),
                 value if is_section(&key) => {
-                    self.problem(&key, source.clone(), Some(value.to_string()), format!("a section: [{key}]"));
+                    self.problem(
+                        &key,
+                        source.clone(),
+                        Some(value.to_string()),
+                        format!("a section: [{key}]"),
+                    );
                 }
-                _ => self.unknown(&key, source.clone(), nearest(&key).map(|setting| setting.key.to_owned())),
+                _ => self.unknown(
+                    &key,
+                    source.clone(),
+                    nearest(&key).map(|setting| setting.key.to_owned()),
+                ),
             }
         }
     }
@@ -203,7 +237,12 @@ impl Loading {
     }
 
     fn problem(&mut self, key: &str, source: Source, value: Option<String>, expected: impl Into<String>) {
-        self.problems.push(Problem { key: key.to_owned(), source, value, expected: expected.into() });
+        self.problems.push(Problem {
+            key: key.to_owned(),
+            source,
+            value,
+            expected: expected.into(),
+        });
     }
 
     fn check(&mut self, relation: &Relation) {
@@ -236,7 +275,9 @@ fn is_service_link(name: &str) -> bool {
         || rest == "NAME"
         || rest.starts_with("SERVICE_HOST")
         || rest.starts_with("SERVICE_PORT")
-        || rest.strip_prefix("PORT_").is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()))
+        || rest
+            .strip_prefix("PORT_")
+            .is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// The setting that was most likely meant by a key or a variable.
@@ -256,7 +297,10 @@ fn comparable(name: &str) -> String {
 
 /// Counts what comes after the section twice: a section in common makes no likeness yet.
 fn likeness(a: &str, b: &str) -> f64 {
-    let within = |name: &str| name.split_once('_').map_or_else(|| name.to_owned(), |(_, within)| within.to_owned());
+    let within = |name: &str| {
+        name.split_once('_')
+            .map_or_else(|| name.to_owned(), |(_, within)| within.to_owned())
+    };
     let alike = strsim::normalized_damerau_levenshtein;
     (alike(a, b) + alike(&within(a), &within(b))) / 2.0
 }
@@ -268,12 +312,22 @@ mod tests {
     use super::*;
 
     fn variables(given: &[(&str, &str)]) -> Inputs {
-        let variables = given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Inputs { variables, ..Inputs::default() }
+        let variables = given
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Inputs {
+            variables,
+            ..Inputs::default()
+        }
     }
 
     fn flag(key: &str, value: &str) -> Flag {
-        Flag { flag: format!("--{key}"), key: key.to_owned(), value: value.to_owned() }
+        Flag {
+            flag: format!("--{key}"),
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }
     }
 
     /// A file with this content; it is gone when the test is.
@@ -287,7 +341,10 @@ mod tests {
         }
 
         fn inputs(&self) -> Inputs {
-            Inputs { file: Some(self.0.clone()), ..Inputs::default() }
+            Inputs {
+                file: Some(self.0.clone()),
+                ..Inputs::default()
+            }
         }
     }
 
@@ -298,13 +355,22 @@ mod tests {
     }
 
     fn problems(inputs: Inputs) -> Vec<String> {
-        Config::load(inputs).unwrap_err().0.iter().map(ToString::to_string).collect()
+        Config::load(inputs)
+            .unwrap_err()
+            .0
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
     fn the_defaults_hold_together() {
         let loaded = Config::load(Inputs::default()).unwrap();
-        assert!(SETTINGS.iter().all(|setting| loaded.origin(setting.key) == Source::Default));
+        assert!(
+            SETTINGS
+                .iter()
+                .all(|setting| loaded.origin(setting.key) == Source::Default)
+        );
     }
 
     #[test]
@@ -312,23 +378,40 @@ mod tests {
         for setting in SETTINGS {
             let mut config = Config::default();
             let shown = (setting.show)(&config);
-            assert!((setting.read)(&mut config, &Raw::Toml(shown.clone())).is_some(), "{}", setting.key);
+            assert!(
+                (setting.read)(&mut config, &Raw::Toml(shown.clone())).is_some(),
+                "{}",
+                setting.key
+            );
             assert_eq!((setting.show)(&config), shown, "{}", setting.key);
         }
     }
 
     #[test]
     fn flags_outrank_variables_outrank_the_file_outranks_the_default() {
-        let file = File::new("rank", "listen = '127.0.0.1:1'\n[limits]\nroles = 1\njoins = 1\nmembers = 1\n");
+        let file = File::new(
+            "rank",
+            "listen = '127.0.0.1:1'\n[limits]\nroles = 1\njoins = 1\nmembers = 1\n",
+        );
         let mut inputs = file.inputs();
-        inputs.variables =
-            variables(&[("TWINSPAN_LIMITS_ROLES", "2"), ("TWINSPAN_LIMITS_JOINS", "2"), ("PATH", "/bin")]).variables;
+        inputs.variables = variables(&[
+            ("TWINSPAN_LIMITS_ROLES", "2"),
+            ("TWINSPAN_LIMITS_JOINS", "2"),
+            ("PATH", "/bin"),
+        ])
+        .variables;
         inputs.flags = vec![flag("limits.roles", "3")];
         let loaded = Config::load(inputs).unwrap();
         let limits = &loaded.config.limits;
-        assert_eq!((limits.roles, limits.joins, limits.members, limits.waiting), (3, 2, 1, 10_000));
+        assert_eq!(
+            (limits.roles, limits.joins, limits.members, limits.waiting),
+            (3, 2, 1, 10_000)
+        );
         assert_eq!(loaded.origin("limits.roles"), Source::Flag("--limits.roles".to_owned()));
-        assert_eq!(loaded.origin("limits.joins"), Source::Variable("TWINSPAN_LIMITS_JOINS".to_owned()));
+        assert_eq!(
+            loaded.origin("limits.joins"),
+            Source::Variable("TWINSPAN_LIMITS_JOINS".to_owned())
+        );
         assert_eq!(loaded.origin("limits.members"), Source::File(file.0.clone()));
         assert_eq!(loaded.config.listen.port(), 1);
     }
@@ -359,9 +442,13 @@ mod tests {
 
     #[test]
     fn everything_wrong_is_said_at_once() {
-        let file = File::new("wrong", "lisen = 1\nlimits = 5\n[log]\nformat = 'xml'\ncolour = true\n[retention]\nframes = 0\n");
+        let file = File::new(
+            "wrong",
+            "lisen = 1\nlimits = 5\n[log]\nformat = 'xml'\ncolour = true\n[retention]\nframes = 0\n",
+        );
         let mut inputs = file.inputs();
-        inputs.variables = variables(&[("TWINSPAN_LIMIT_FRAME_BYTES", "1"), ("TWINSPAN_DRAIN_GRACE", "soon")]).variables;
+        inputs.variables =
+            variables(&[("TWINSPAN_LIMIT_FRAME_BYTES", "1"), ("TWINSPAN_DRAIN_GRACE", "soon")]).variables;
         inputs.flags = vec![flag("listen", "localhost")];
         let path = file.0.display();
         let expected = [
@@ -392,9 +479,8 @@ mod tests {
             ("lisen", "listen"),
             ("limit.frame_bytes", "limits.frame_bytes"),
             ("limits.frame_byte", "limits.frame_bytes"),
-            ("TWINSPAN_LOG_LEVEL_FILTER", "log.filter"),
+            ("TWINSPAN_LOG_FILTERS", "log.filter"),
             ("TWINSPAN_RETENTION_FRAME", "retention.frames"),
-            ("allow_public", "allow_public_without_auth"),
         ] {
             assert_eq!(nearest(given).map(|setting| setting.key), Some(meant), "{given}");
         }
@@ -405,14 +491,20 @@ mod tests {
 
     #[test]
     fn a_file_that_is_none() {
-        let missing = Inputs { file: Some(PathBuf::from("/nowhere/twinspan.toml")), ..Inputs::default() };
+        let missing = Inputs {
+            file: Some(PathBuf::from("/nowhere/twinspan.toml")),
+            ..Inputs::default()
+        };
         assert!(problems(missing)[0].starts_with("file /nowhere/twinspan.toml: cannot be read: "));
         assert!(problems(File::new("broken", "listen = \n").inputs())[0].contains("is not TOML: "));
     }
 
     #[test]
     fn relations_name_both_sides() {
-        let found = problems(variables(&[("TWINSPAN_LIMITS_OUTBOX_BYTES", "64KiB"), ("TWINSPAN_LIMITS_ACCEPT_TIMEOUT", "1h")]));
+        let found = problems(variables(&[
+            ("TWINSPAN_LIMITS_OUTBOX_BYTES", "64KiB"),
+            ("TWINSPAN_LIMITS_ACCEPT_TIMEOUT", "1h"),
+        ]));
         assert_eq!(
             found,
             [
@@ -426,7 +518,10 @@ mod tests {
 
     #[test]
     fn nothing_is_concluded_from_a_value_that_could_not_be_read() {
-        let found = problems(variables(&[("TWINSPAN_LIMITS_OUTBOX_BYTES", "64KiB"), ("TWINSPAN_LIMITS_FRAME_BYTES", "small")]));
+        let found = problems(variables(&[
+            ("TWINSPAN_LIMITS_OUTBOX_BYTES", "64KiB"),
+            ("TWINSPAN_LIMITS_FRAME_BYTES", "small"),
+        ]));
         assert_eq!(found.len(), 1, "{found:?}");
     }
 
@@ -440,9 +535,19 @@ mod tests {
 
     #[test]
     fn variables_that_kubernetes_sets_are_not_settings() {
-        let links = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_7080_TCP", "PORT_7080_TCP_ADDR"];
+        let links = [
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_GRPC",
+            "PORT",
+            "PORT_7080_TCP",
+            "PORT_7080_TCP_ADDR",
+        ];
         for link in links {
-            assert!(Config::load(variables(&[(&format!("TWINSPAN_{link}"), "tcp://10.0.0.1:7080")])).is_ok(), "{link}");
+            assert!(
+                Config::load(variables(&[(&format!("TWINSPAN_{link}"), "tcp://10.0.0.1:7080")])).is_ok(),
+                "{link}"
+            );
         }
         assert!(Config::load(variables(&[("TWINSPAN_PORTS", "1")])).is_err());
     }

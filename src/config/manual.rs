@@ -40,8 +40,14 @@ const SECTIONS: [(&str, &str); 5] = [
     ("", "The gateway as a whole."),
     ("log", "The gateway's own log, not that of sessions."),
     ("drain", "What happens on SIGTERM and Ctrl-C."),
-    ("retention", "How much of each session is kept, for those who come back. What is no longer there is told by a `Gap`."),
-    ("limits", "What peers are held to. Each is at least 1; there is no \"unlimited\"."),
+    (
+        "retention",
+        "How much of each session is kept, for those who come back. What is no longer there is told by a `Gap`.",
+    ),
+    (
+        "limits",
+        "What peers are held to. Each is at least 1; there is no \"unlimited\".",
+    ),
 ];
 
 impl Config {
@@ -49,9 +55,16 @@ impl Config {
     pub fn markdown() -> String {
         let mut text = PREFACE.to_owned();
         for (section, about) in SECTIONS {
-            let title = if section.is_empty() { "General".to_owned() } else { format!("`[{section}]`") };
+            let title = if section.is_empty() {
+                "General".to_owned()
+            } else {
+                format!("`[{section}]`")
+            };
             text += &format!("\n## {title}\n\n{about}\n\n| setting | default | meaning |\n|---|---|---|\n");
-            SETTINGS.iter().filter(|setting| setting.section() == section).for_each(|setting| text += &row(setting));
+            SETTINGS
+                .iter()
+                .filter(|setting| setting.section() == section)
+                .for_each(|setting| text += &row(setting));
         }
         text += "\n## What must fit together\n\n";
         for relation in RELATIONS {
@@ -64,7 +77,12 @@ impl Config {
 fn row(setting: &Setting) -> String {
     let flag = setting.flag.map_or_else(String::new, |flag| format!("<br>`--{flag}`"));
     let default = setting.value(&Config::default());
-    format!("| `{}`<br>`{}`{flag} | `{default}` | {} |\n", setting.key, setting.variable(), setting.doc)
+    format!(
+        "| `{}`<br>`{}`{flag} | `{default}` | {} |\n",
+        setting.key,
+        setting.variable(),
+        setting.doc
+    )
 }
 
 impl Loaded {
@@ -100,7 +118,10 @@ mod tests {
             std::fs::write(&path, text).unwrap();
         }
         let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(written == text, "docs/{name} is not in step: UPDATE_DOCS=1 cargo test --lib manual");
+        assert!(
+            written == text,
+            "docs/{name} is not in step: UPDATE_DOCS=1 cargo test --lib manual"
+        );
     }
 
     #[test]
@@ -115,21 +136,41 @@ mod tests {
 
     #[test]
     fn every_setting_is_in_a_section_of_the_manual() {
-        assert!(SETTINGS.iter().all(|setting| SECTIONS.iter().any(|(section, _)| *section == setting.section())));
+        assert!(
+            SETTINGS
+                .iter()
+                .all(|setting| SECTIONS.iter().any(|(section, _)| *section == setting.section()))
+        );
     }
 
     #[test]
     fn what_is_printed_can_be_loaded() {
         let flags = [("limits.roles", "7"), ("routes", "query=brain"), ("log.format", "json")];
-        let flags = flags.map(|(key, value)| Flag { flag: "--set".to_owned(), key: key.to_owned(), value: value.to_owned() });
-        let loaded = Config::load(Inputs { flags: flags.to_vec(), ..Inputs::default() }).unwrap();
+        let flags = flags.map(|(key, value)| Flag {
+            flag: "--set".to_owned(),
+            key: key.to_owned(),
+            value: value.to_owned(),
+        });
+        let loaded = Config::load(Inputs {
+            flags: flags.to_vec(),
+            ..Inputs::default()
+        })
+        .unwrap();
         let path = std::env::temp_dir().join(format!("twinspan-manual-{}.toml", std::process::id()));
         std::fs::write(&path, loaded.toml()).unwrap();
-        let again = Config::load(Inputs { file: Some(path.clone()), ..Inputs::default() });
+        let again = Config::load(Inputs {
+            file: Some(path.clone()),
+            ..Inputs::default()
+        });
         std::fs::remove_file(&path).unwrap();
         let again = again.unwrap();
         for setting in SETTINGS {
-            assert_eq!(setting.value(&again.config), setting.value(&loaded.config), "{}", setting.key);
+            assert_eq!(
+                setting.value(&again.config),
+                setting.value(&loaded.config),
+                "{}",
+                setting.key
+            );
         }
     }
 }

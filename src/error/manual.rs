@@ -48,7 +48,11 @@ pub fn markdown() -> String {
         let row = reason.row();
         let close = row.close.map_or_else(|| "–".to_owned(), |code| code.to_string());
         let (code, http, meaning) = (row.code.as_str_name(), reason.http_status(), row.text);
-        text += &format!("| `{}` | {code} | {http} | {close} | {} | {meaning} |\n", row.name, retry(*reason));
+        text += &format!(
+            "| `{}` | {code} | {http} | {close} | {} | {meaning} |\n",
+            row.name,
+            retry(*reason)
+        );
     }
     text
 }
@@ -82,7 +86,13 @@ mod tests {
     fn names_are_unique_and_stable_in_form() {
         for reason in Reason::ALL {
             assert_eq!(Reason::by_name(reason.row().name), Some(*reason));
-            assert!(reason.row().name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'));
+            assert!(
+                reason
+                    .row()
+                    .name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+            );
         }
     }
 }

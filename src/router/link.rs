@@ -13,14 +13,16 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Router;
 use super::live::{Found, Live};
 use super::seat::Seat;
-use crate::error::Refusal;
+use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
 use crate::log::Page;
 use crate::session::{ConnectionId, WorkerKey};
@@ -42,11 +44,11 @@ impl<T: AsyncRead + AsyncWrite + Send + 'static> Socket for T {}
 
 /// How a connection ends.
 #[derive(Clone, Debug)]
-pub struct End {
+struct End {
     /// Why, unless all is well.
-    pub refusal: Option<Refusal>,
-    /// Bytes to send before, such as a close frame.
-    pub farewell: Bytes,
+    refusal: Option<Refusal>,
+    /// The close frame, until it is on its way.
+    farewell: Bytes,
 }
 
 /// A connection as the router sees it.
@@ -55,6 +57,7 @@ pub struct Link {
     name: Str,
     form: Form,
     types: Arc<Types>,
+    clock: Arc<AtomicU32>,
     out: Mutex<Out>,
     /// Seats whose sessions have something new.
     ready: Mutex<Vec<Arc<Seat>>>,
@@ -76,6 +79,8 @@ struct Out {
     waker: Waker,
     /// The socket took less than it was offered.
     blocked: bool,
+    /// It did, and has taken nothing since.
+    was_blocked: bool,
     /// What is being written, in whole messages; of the first, `written` bytes are gone.
     queue: VecDeque<Bytes>,
     written: usize,
@@ -105,21 +110,13 @@ const BATCH_BYTES: usize = 64 << 10;
 const SLICES: usize = 64;
 
 impl Link {
-    /// A link that writes to a socket by itself.
-    pub fn pushing(id: ConnectionId, name: Str, form: Form, types: Arc<Types>, socket: Pin<Box<dyn Socket>>) -> Self {
-        Self::new(id, name, form, types, Some(socket))
-    }
-
-    /// A link whose frames are fetched by `poll_take`.
-    pub fn pulled(id: ConnectionId, name: Str, types: Arc<Types>) -> Self {
-        Self::new(id, name, Form::Wire, types, None)
-    }
-
-    fn new(id: ConnectionId, name: Str, form: Form, types: Arc<Types>, socket: Option<Pin<Box<dyn Socket>>>) -> Self {
+    /// A link that writes to the socket by itself, or, without one, waits for its frames to be taken by `poll_take`.
+    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Self {
         let out = Out {
             socket,
             waker: Waker::noop().clone(),
             blocked: false,
+            was_blocked: false,
             queue: VecDeque::new(),
             written: 0,
             outbox: VecDeque::new(),
@@ -131,10 +128,11 @@ impl Link {
             ended: false,
         };
         Self {
-            id,
-            name,
+            id: ConnectionId(router.next_id()),
+            name: super::random_name(),
             form,
-            types,
+            types: Arc::clone(router.types()),
+            clock: router.clock(),
             out: Mutex::new(out),
             ready: Mutex::default(),
             kicked: AtomicBool::new(false),
@@ -156,13 +154,18 @@ impl Link {
         &self.name
     }
 
-    /// The peer showed life, by the coarse clock.
-    pub fn alive(&self, tick: u32) {
-        self.life.store(tick, Ordering::Relaxed);
+    /// What its peer reads.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
-    /// When it did so last.
-    pub fn last_alive(&self) -> u32 {
+    /// The peer showed life.
+    pub fn alive(&self) {
+        self.life.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// When it did so last, by the coarse clock.
+    pub(super) fn last_alive(&self) -> u32 {
         self.life.load(Ordering::Relaxed)
     }
 
@@ -183,12 +186,8 @@ impl Link {
     }
 
     /// Puts a frame for this connection alone into the outbox; a kick sends it.
-    pub fn push(&self, frame: &Frame) {
-        let bytes = match self.form {
-            Form::Json => Sealed::text_message(frame, &self.types),
-            Form::Binary => Sealed::binary_message(frame),
-            Form::Wire => Sealed::wire_message(frame),
-        };
+    pub fn push(&self, frame: Frame) {
+        let bytes = self.encode(&Sealed::new(frame));
         let mut out = self.out();
         out.outbox_bytes += bytes.len();
         out.outbox.push_back(bytes);
@@ -202,12 +201,47 @@ impl Link {
     }
 
     /// Ends the connection once everything before has been sent. The first end counts.
-    pub fn end(&self, end: End) {
+    pub fn end(&self, refusal: Option<Refusal>) {
+        let farewell = if self.form == Form::Wire {
+            Bytes::new()
+        } else {
+            close_frame(refusal.as_ref())
+        };
         let mut out = self.out();
         if out.end.is_none() {
-            out.end = Some(end);
+            out.end = Some(End { refusal, farewell });
         }
         drop(out);
+        self.kick();
+    }
+
+    /// Ends the connection now, whether the peer takes what is due to it or not.
+    pub fn cut(&self, refusal: Option<Refusal>) {
+        self.end(refusal);
+        let mut out = self.out();
+        if !out.ended && self.form != Form::Wire {
+            self.abandon(&mut out);
+        }
+        drop(out);
+        self.kick();
+    }
+
+    /// The peer of a pulled link has stopped pulling.
+    pub fn abandoned(&self) {
+        self.abandon(&mut self.out());
+    }
+
+    /// Tells the peer that the connection will be ended.
+    pub(super) fn go_away(&self, grace: Duration) {
+        let refusal = Refusal::new(Reason::Draining, "the gateway is about to stop; connect again");
+        let grace = prost_types::Duration::try_from(grace).ok();
+        self.tell(
+            &Str::EMPTY,
+            Control::GoAway(pb::GoAway {
+                error: Some(refusal.to_pb()),
+                grace,
+            }),
+        );
         self.kick();
     }
 
@@ -219,7 +253,10 @@ impl Link {
     /// A seat has something new. A kick sends it.
     pub(super) fn mark(&self, seat: &Arc<Seat>) {
         if seat.mark() {
-            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(seat));
+            self.ready
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Arc::clone(seat));
         }
     }
 
@@ -304,7 +341,11 @@ impl Link {
     /// was read before is on its way: this bounds what lags in memory.
     pub(super) fn take_lagging(&self) -> Option<Arc<Seat>> {
         let mut out = self.out();
-        if out.queue.len() >= BATCH_FRAMES { None } else { out.lagging.pop() }
+        if out.queue.len() >= BATCH_FRAMES {
+            None
+        } else {
+            out.lagging.pop()
+        }
     }
 
     /// Hands over what was read from the log for a lagging seat, and sends it.
@@ -335,7 +376,16 @@ impl Link {
             if out.queue.is_empty() {
                 return self.finish(out);
             }
-            let Out { socket: Some(socket), waker, queue, written, .. } = out else { return };
+            let Out {
+                socket: Some(socket),
+                waker,
+                queue,
+                written,
+                ..
+            } = out
+            else {
+                return;
+            };
             let mut slices = [IoSlice::new(&[]); SLICES];
             let mut count = 0;
             for (at, bytes) in queue.iter().take(SLICES).enumerate() {
@@ -346,9 +396,16 @@ impl Link {
             let cx = &mut Context::from_waker(waker);
             match socket.as_mut().poll_write_vectored(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return self.abandon(out),
-                Poll::Ready(Ok(count)) => out.advance(count),
+                Poll::Ready(Ok(count)) => {
+                    out.advance(count);
+                    if out.was_blocked {
+                        out.was_blocked = false;
+                        self.alive();
+                    }
+                }
                 Poll::Pending => {
                     out.blocked = true;
+                    out.was_blocked = true;
                     return;
                 }
             }
@@ -365,7 +422,14 @@ impl Link {
             out.queue.push_back(farewell);
             return self.write(out);
         }
-        let Out { socket: Some(socket), waker, .. } = out else { return };
+        let Out {
+            socket: Some(socket),
+            waker,
+            ..
+        } = out
+        else {
+            return;
+        };
         let cx = &mut Context::from_waker(waker);
         if socket.as_mut().poll_shutdown(cx).is_pending() {
             return;
@@ -376,6 +440,8 @@ impl Link {
 
     /// The peer cannot be written to: nothing more is.
     fn abandon(&self, out: &mut Out) {
+        out.socket = None;
+        out.lagging = Vec::new();
         out.queue = VecDeque::new();
         out.outbox = VecDeque::new();
         out.turn = VecDeque::new();
@@ -397,7 +463,8 @@ impl Link {
             out.paused = false;
             self.driver.wake();
         }
-        out.turn.extend(self.ready.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+        out.turn
+            .extend(self.ready.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
         let mut bytes = out.queue.iter().map(Bytes::len).sum::<usize>();
         while out.queue.len() < BATCH_FRAMES && bytes < BATCH_BYTES {
             let Some(seat) = out.turn.pop_front() else { break };
@@ -463,7 +530,12 @@ impl Link {
 
     /// Answers a control frame, or refuses a frame.
     pub fn answer(&self, to: &Str, session: &Str, body: Body) {
-        self.push(&Frame { session_id: session.clone(), reply_to: to.clone(), body, ..Frame::default() });
+        self.push(Frame {
+            session_id: session.clone(),
+            reply_to: to.clone(),
+            body,
+            ..Frame::default()
+        });
     }
 
     /// Refuses a frame.
@@ -518,7 +590,11 @@ impl Link {
     /// The one session that the connection is in, if it is in exactly one.
     pub fn only_session(&self) -> Option<Str> {
         let places = self.places();
-        let mut sessions = places.seats.iter().filter(|(_, seat)| seat.is_member()).map(|(name, _)| name);
+        let mut sessions = places
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.is_member())
+            .map(|(name, _)| name);
         match (sessions.next(), sessions.next()) {
             (Some(name), None) => Some(name.clone()),
             _ => None,
@@ -530,6 +606,17 @@ impl Link {
         let seats: Vec<_> = self.places().seats.values().cloned().collect();
         seats.iter().map(|seat| seat.cursor().asked()).sum()
     }
+}
+
+/// A close frame, whole: RFC 6455 §5.5.1.
+fn close_frame(refusal: Option<&Refusal>) -> Bytes {
+    let code = refusal.map_or(1000, |refusal| refusal.reason.row().close.unwrap_or(1011));
+    let text = refusal.map(ToString::to_string).unwrap_or_default();
+    let text = &text.as_bytes()[..text.floor_char_boundary(123)];
+    let mut frame = vec![0x88, 2 + text.len() as u8];
+    frame.extend_from_slice(&code.to_be_bytes());
+    frame.extend_from_slice(text);
+    frame.into()
 }
 
 impl Out {

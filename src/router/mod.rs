@@ -14,6 +14,7 @@ mod timers;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 pub use batch::Batch;
-pub use link::{End, Form, Link, Socket};
+pub use link::{Form, Link, Socket};
 pub use live::Live;
 pub use members::{Joining, Serving};
 pub use publish::{Asked, Sender};
@@ -77,7 +78,7 @@ struct Inner {
     next_id: AtomicU64,
     started: Instant,
     /// The coarse clock: ticks since the start, moved on by the ticker.
-    tick: AtomicU32,
+    tick: Arc<AtomicU32>,
     draining: AtomicBool,
 }
 
@@ -88,14 +89,26 @@ const SHARDS: usize = 64;
 impl Router {
     /// A router without sessions; its timers begin to run.
     pub fn start(parts: Parts) -> Self {
-        let Parts { limits, log, types, routes, idle } = parts;
-        let gateway = pb::Address { role: GATEWAY_ROLE.to_owned(), ..pb::Address::default() };
+        let Parts {
+            limits,
+            log,
+            types,
+            routes,
+            idle,
+        } = parts;
+        let gateway = pb::Address {
+            role: GATEWAY_ROLE.to_owned(),
+            ..pb::Address::default()
+        };
         let inner = Arc::new(Inner {
             dispatch: Mutex::new(Dispatch::new(limits.waiting)),
             limits: Arc::new(limits),
             log,
             types,
-            routes: routes.into_iter().map(|(kind, role)| (Str::from(kind), Str::from(role))).collect(),
+            routes: routes
+                .into_iter()
+                .map(|(kind, role)| (Str::from(kind), Str::from(role)))
+                .collect(),
             idle,
             sessions: (0..SHARDS).map(|_| Shard::default()).collect(),
             session_count: AtomicUsize::new(0),
@@ -105,8 +118,8 @@ impl Router {
             timers: timers::Timers::default(),
             gateway: Arc::new(gateway),
             next_id: AtomicU64::new(1),
-            started: Instant::now(),
-            tick: AtomicU32::new(0),
+            started: clock().mono,
+            tick: Arc::new(AtomicU32::new(0)),
             draining: AtomicBool::new(false),
         });
         let router = Self { inner };
@@ -126,7 +139,7 @@ impl Router {
 
     /// What time it is.
     pub fn now(&self) -> Now {
-        Now { mono: Instant::now(), wall: SystemTime::now() }
+        clock()
     }
 
     /// A number that no other thing of this process has.
@@ -134,9 +147,12 @@ impl Router {
         self.inner.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The coarse clock.
-    pub fn tick(&self) -> u32 {
+    fn tick(&self) -> u32 {
         self.inner.tick.load(Ordering::Relaxed)
+    }
+
+    fn clock(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.inner.tick)
     }
 
     /// The role that frames of this type go to, where nothing else is said.
@@ -162,7 +178,10 @@ impl Router {
     pub fn find(&self, session: &str) -> Result<Arc<Live>, Refusal> {
         let found = self.shard(session).get(session).cloned();
         found.ok_or_else(|| {
-            Refusal::new(Reason::SessionNotFound, format!("there is no session {session}; join it or create it first"))
+            Refusal::new(
+                Reason::SessionNotFound,
+                format!("there is no session {session}; join it or create it first"),
+            )
         })
     }
 
@@ -183,7 +202,12 @@ impl Router {
         }
         let now = self.now();
         let id = session.detached();
-        let live = Arc::new(Live::new(id.clone(), random_name(), Arc::clone(&self.inner.limits), (now.mono, now.wall)));
+        let live = Arc::new(Live::new(
+            id.clone(),
+            random_name(),
+            Arc::clone(&self.inner.limits),
+            (now.mono, now.wall),
+        ));
         shard.insert(id, Arc::clone(&live));
         drop(shard);
         tracing::info!(session = %session, epoch = %live.epoch(), "session opened");
@@ -199,8 +223,9 @@ impl Router {
         self.links(id).get(&id).cloned()
     }
 
-    /// Lets a connection in, if there may be one more.
-    pub fn attach(&self, link: &Arc<Link>) -> Result<(), Refusal> {
+    /// Lets a connection in, if there may be one more. With a socket, it is written to; without, `Link::poll_take` gives out
+    /// what there is for it.
+    pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Result<Arc<Link>, Refusal> {
         let limit = self.inner.limits.connections;
         let mut admitted = false;
         self.inner.link_count.send_modify(|count| {
@@ -214,15 +239,25 @@ impl Router {
             )
             .with("limit", limit.to_string()));
         }
-        link.alive(self.tick());
-        self.links(link.id()).insert(link.id(), Arc::clone(link));
-        Ok(())
+        let link = Arc::new(Link::new(self, form, socket));
+        link.alive();
+        self.links(link.id()).insert(link.id(), Arc::clone(&link));
+        Ok(link)
     }
 
     /// All connections.
     pub fn all_links(&self) -> Vec<Arc<Link>> {
         let shards = self.inner.links.iter();
-        shards.flat_map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect::<Vec<_>>()).collect()
+        shards
+            .flat_map(|shard| {
+                shard
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .values()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// How many connections there are, as it changes.
@@ -237,7 +272,16 @@ impl Router {
 
     fn all_sessions(&self) -> Vec<Arc<Live>> {
         let shards = self.inner.sessions.iter();
-        shards.flat_map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect::<Vec<_>>()).collect()
+        shards
+            .flat_map(|shard| {
+                shard
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .values()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// What is wrong with the gateway, if anything is.
@@ -246,13 +290,25 @@ impl Router {
         let tick = Duration::from_secs_f64(f64::from(self.tick()) * timers::tick(&self.inner.limits).as_secs_f64());
         let behind = self.inner.started.elapsed().saturating_sub(tick);
         if behind > timers::LATE {
-            return Err(format!("the timers are {} s behind: the process gets too little time", behind.as_secs()));
+            return Err(format!(
+                "the timers are {} s behind: the process gets too little time",
+                behind.as_secs()
+            ));
         }
         Ok(())
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "here the shell asks")]
+fn clock() -> Now {
+    Now {
+        mono: Instant::now(),
+        wall: SystemTime::now(),
+    }
+}
+
 /// Sixteen hexadecimal digits that nobody can guess.
+#[allow(clippy::disallowed_methods, reason = "here the shell asks")]
 pub fn random_name() -> Str {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).expect("the system must have random numbers");
