@@ -42,7 +42,12 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 
 fn sources() -> Vec<(PathBuf, String)> {
     let src = root().join("src");
-    let read = |path: PathBuf| (path.strip_prefix(&src).unwrap().to_owned(), fs::read_to_string(&path).unwrap());
+    let read = |path: PathBuf| {
+        (
+            path.strip_prefix(&src).unwrap().to_owned(),
+            fs::read_to_string(&path).unwrap(),
+        )
+    };
     files(&src, "rs").into_iter().map(read).collect()
 }
 
@@ -61,14 +66,21 @@ fn rooms_use_only_what_is_below_them() {
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let room = room_of(&path);
-        let is_test = path.iter().any(|part| ["tests.rs", "suite.rs", "simulation.rs"].contains(&part.to_str().unwrap()));
+        let is_test = path
+            .iter()
+            .any(|part| ["tests.rs", "suite.rs", "simulation.rs"].contains(&part.to_str().unwrap()));
         if room == "lib" || is_test {
             continue;
         }
-        let (_, below) = ROOMS.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("a new room: {room}"));
+        let (_, below) = ROOMS
+            .iter()
+            .find(|(name, _)| *name == room)
+            .unwrap_or_else(|| panic!("a new room: {room}"));
         for used in code(&text).split("crate::").skip(1) {
             // A brace opens a list of several rooms.
-            let names = used.strip_prefix('{').map_or(used, |list| list.split('}').next().unwrap_or(list));
+            let names = used
+                .strip_prefix('{')
+                .map_or(used, |list| list.split('}').next().unwrap_or(list));
             let name: String = names.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             if ROOMS.iter().any(|(room, _)| *room == name) && name != room && !below.contains(&name.as_str()) {
                 wrong.push(format!("{} uses {name}", path.display()));
@@ -84,8 +96,19 @@ fn the_session_is_pure() {
         if room_of(&path) != "session" || path.ends_with("simulation.rs") {
             continue;
         }
-        for impure in ["tokio", "prost", "tonic", "serde", "async ", "::now()", "getrandom", "std::sync::Mutex"] {
-            let found = code(&text).lines().find(|line| !line.trim_start().starts_with("//") && line.contains(impure));
+        for impure in [
+            "tokio",
+            "prost",
+            "tonic",
+            "serde",
+            "async ",
+            "::now()",
+            "getrandom",
+            "std::sync::Mutex",
+        ] {
+            let found = code(&text)
+                .lines()
+                .find(|line| !line.trim_start().starts_with("//") && line.contains(impure));
             assert_eq!(found, None, "{} is to be pure", path.display());
         }
     }
@@ -94,7 +117,11 @@ fn the_session_is_pure() {
 #[test]
 fn every_file_says_what_it_is() {
     let folders = ["src", "tests", "benches", "build", "fuzz"].map(|folder| root().join(folder));
-    for path in folders.iter().filter(|folder| folder.exists()).flat_map(|folder| files(folder, "rs")) {
+    for path in folders
+        .iter()
+        .filter(|folder| folder.exists())
+        .flat_map(|folder| files(folder, "rs"))
+    {
         if path.iter().any(|part| part == "target" || part == "node_modules") {
             continue;
         }
@@ -109,7 +136,11 @@ fn tests_wait_for_what_they_expect() {
     for path in files(&root().join("tests"), "rs") {
         let text = fs::read_to_string(&path).unwrap();
         let sleeps = [concat!("sle", "ep("), concat!("sleep", "_until")];
-        assert!(!sleeps.iter().any(|sleep| text.contains(sleep)), "{} sleeps", path.display());
+        assert!(
+            !sleeps.iter().any(|sleep| text.contains(sleep)),
+            "{} sleeps",
+            path.display()
+        );
     }
 }
 
@@ -124,6 +155,10 @@ fn every_module_is_used() {
         .collect();
     for (path, _) in &texts {
         let name = path.file_stem().unwrap().to_str().unwrap();
-        assert!(["mod", "lib", "main"].contains(&name) || declared.contains(name), "{} is dead", path.display());
+        assert!(
+            ["mod", "lib", "main"].contains(&name) || declared.contains(name),
+            "{} is dead",
+            path.display()
+        );
     }
 }
