@@ -130,8 +130,8 @@ reasons! {
         "A member cancelled the request.";
     WorkerLost "WORKER_LOST" Unavailable None, retry,
         "The worker that held the request disconnected before its final reply.";
-    TooManyConnections "TOO_MANY_CONNECTIONS" ResourceExhausted Some(1013), retry,
-        "The gateway has as many connections as it may have. Try again later, or raise `limits.connections`.";
+    TooManyConnections "TOO_MANY_CONNECTIONS" ResourceExhausted None, retry,
+        "The gateway has as many connections as it may have; a WebSocket handshake is answered with HTTP 503. Try again later, or raise `limits.connections`.";
     TooManySessions "TOO_MANY_SESSIONS" ResourceExhausted None, retry,
         "The gateway has as many sessions as it may have. Delete some, or raise `limits.sessions`.";
     TooManyMembers "TOO_MANY_MEMBERS" ResourceExhausted None, retry,

@@ -34,7 +34,7 @@ pub struct Connection {
     link: Arc<Link>,
     batch: Batch,
     /// What `from` says of frames into sessions that the connection is not a member of.
-    address: Arc<pb::Address>,
+    address: Option<Arc<pb::Address>>,
     /// What `from` says of replies, by slot.
     serves: Vec<Arc<pb::Address>>,
     worker: Str,
@@ -46,22 +46,30 @@ pub struct Connection {
 impl Connection {
     /// The connection of a link that was just attached.
     pub fn new(router: &Router, link: Arc<Link>) -> Self {
-        let address = pb::Address {
-            role: CLIENT_ROLE.to_string(),
-            member_id: link.name().to_string(),
-            ..pb::Address::default()
-        };
         tracing::debug!(connection = %link.name(), form = ?link.form(), "connected");
         Self {
             router: router.clone(),
             batch: Batch::new(router.now()),
-            address: Arc::new(address),
+            address: None,
             serves: Vec::new(),
             worker: link.name().clone(),
             session: Str::EMPTY,
             ignore_unknown: false,
             link,
         }
+    }
+
+    /// What `from` says where the connection is no member. Most never need it.
+    fn own_address(&mut self) -> Arc<pb::Address> {
+        let link = &self.link;
+        let address = self.address.get_or_insert_with(|| {
+            Arc::new(pb::Address {
+                role: CLIENT_ROLE.to_string(),
+                member_id: link.name().to_string(),
+                ..pb::Address::default()
+            })
+        });
+        Arc::clone(address)
     }
 
     /// Its writing side.
@@ -264,15 +272,19 @@ impl Connection {
         let member = seat.as_deref().filter(|seat| seat.is_member());
         let is_reply = !frame.reply_to.is_empty();
         let name = match member {
-            _ if is_reply => &self.worker,
-            Some(seat) => seat.name(),
-            None => self.link.name(),
+            _ if is_reply => self.worker.clone(),
+            Some(seat) => seat.name().clone(),
+            None => self.link.name().clone(),
+        };
+        let address = match member {
+            Some(seat) => Arc::clone(seat.address()),
+            None => self.own_address(),
         };
         let sender = Sender {
             link: Some(&self.link),
-            address: Arc::clone(member.map_or(&self.address, |seat| seat.address())),
+            address,
             serves: &self.serves,
-            name,
+            name: &name,
         };
         if frame.ephemeral {
             return self.router.publish_ephemeral(&live, &sender, frame, &mut self.batch);

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Router;
 use super::live::{Found, Live};
-use super::seat::Seat;
+use super::seat::{Seat, Seats};
 use super::timers::Later;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
@@ -96,14 +96,14 @@ struct Out {
     turn: VecDeque<Arc<Seat>>,
     lagging: Vec<Arc<Seat>>,
     paused: bool,
-    end: Option<End>,
+    end: Option<Box<End>>,
     ended: bool,
 }
 
 /// Where a connection has a place: its seats, and what it serves and holds as a worker.
 #[derive(Default)]
 pub(super) struct Places {
-    pub seats: HashMap<Str, Arc<Seat>>,
+    pub seats: Seats,
     pub serves: Vec<(Str, Str, WorkerKey)>,
     pub held: HashMap<Str, (Arc<Live>, usize)>,
     pub closed: bool,
@@ -256,7 +256,7 @@ impl Link {
         };
         let mut out = self.out();
         if out.end.is_none() {
-            out.end = Some(End { refusal, farewell });
+            out.end = Some(Box::new(End { refusal, farewell }));
         }
         drop(out);
         self.kick();
@@ -645,11 +645,8 @@ impl Link {
     /// The one session that the connection is in, if it is in exactly one.
     pub fn only_session(&self) -> Option<Str> {
         let places = self.places();
-        let mut sessions = places
-            .seats
-            .iter()
-            .filter(|(_, seat)| seat.is_member())
-            .map(|(name, _)| name);
+        let members = places.seats.iter().filter(|seat| seat.is_member());
+        let mut sessions = members.map(|seat| seat.live().id());
         match (sessions.next(), sessions.next()) {
             (Some(name), None) => Some(name.clone()),
             _ => None,
@@ -658,7 +655,7 @@ impl Link {
 
     /// How many requests of this connection have not been answered to it yet.
     pub fn awaits(&self) -> usize {
-        let seats: Vec<_> = self.places().seats.values().cloned().collect();
+        let seats: Vec<_> = self.places().seats.iter().cloned().collect();
         seats.iter().map(|seat| seat.cursor().asked()).sum()
     }
 }

@@ -96,7 +96,7 @@ impl Router {
             );
             dismiss(&evicted, &refusal, batch);
         }
-        link.places().seats.insert(live.id().clone(), Arc::clone(&seat));
+        link.places().seats.insert(Arc::clone(&seat));
         link.answer(reply_to, live.id(), Body::Control(Box::new(Control::Joined(joined))));
         if let Some(from) = entry.begin.void_from {
             link.push(seat.gap(from, entry.begin.next - 1, pb::GapReason::EpochChanged));
@@ -149,7 +149,7 @@ impl Router {
         let seat = Arc::new(Seat::new(placing, cursor));
         shared.sit(Arc::clone(&seat));
         drop(shared);
-        link.places().seats.insert(live.id().clone(), seat);
+        link.places().seats.insert(seat);
         Ok(())
     }
 
@@ -169,7 +169,7 @@ impl Router {
         let seats: Vec<_> = link
             .places()
             .seats
-            .values()
+            .iter()
             .filter(|seat| seat.view() == View::Asker)
             .cloned()
             .collect();
@@ -295,8 +295,8 @@ impl Router {
         let mut batch = Batch::new(self.now());
         link.places().closed = true;
         self.retire(link, &mut batch);
-        let seats = std::mem::take(&mut link.places().seats);
-        for seat in seats.into_values() {
+        let seats = link.places().seats.take();
+        for seat in seats {
             self.vacate(&seat, &mut batch);
         }
         if self.links(link.id()).remove(&link.id()).is_some() {

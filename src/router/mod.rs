@@ -239,16 +239,21 @@ impl Router {
             *count += usize::from(admitted);
         });
         if !admitted {
-            return Err(Refusal::new(
-                Reason::TooManyConnections,
-                format!("the gateway has {limit} connections, the most it may have"),
-            )
-            .with("limit", limit.to_string()));
+            return Err(too_many_connections(limit));
         }
         let link = Arc::new(Link::new(self, form, socket));
         link.alive();
         self.links(link.id()).insert(link.id(), Arc::clone(&link));
         Ok(link)
+    }
+
+    /// Whether a connection would be let in now.
+    pub fn check_room(&self) -> Result<(), Refusal> {
+        let limit = self.inner.limits.connections;
+        match *self.inner.link_count.borrow() < limit {
+            true => Ok(()),
+            false => Err(too_many_connections(limit)),
+        }
     }
 
     /// All connections.
@@ -303,6 +308,11 @@ impl Router {
         }
         Ok(())
     }
+}
+
+fn too_many_connections(limit: usize) -> Refusal {
+    let text = format!("the gateway has {limit} connections, the most it may have");
+    Refusal::new(Reason::TooManyConnections, text).with("limit", limit.to_string())
 }
 
 #[allow(clippy::disallowed_methods, reason = "here the shell asks")]

@@ -51,6 +51,10 @@ pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
         Ok(handshake) => handshake,
         Err(refused) => return *refused,
     };
+    if let Err(refusal) = router.check_room() {
+        tracing::warn!(%refusal, "handshake refused");
+        return *refuse(StatusCode::SERVICE_UNAVAILABLE, format!("{refusal}; try again later"));
+    }
     let query = request.uri().query().unwrap_or_default().to_owned();
     let upgrade = hyper::upgrade::on(&mut request);
     let form = handshake.form;
@@ -58,8 +62,9 @@ pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
     tokio::spawn(async move {
         match upgrade.await {
             Ok(upgraded) => {
-                let connection = Box::pin(run(router, upgraded, form, query));
-                tokio::spawn(connection);
+                if let Some(drive) = begin(&router, upgraded, form, &query) {
+                    tokio::spawn(tokio::task::coop::unconstrained(drive));
+                }
             }
             Err(error) => tracing::debug!(%error, "the connection ended before it became a WebSocket"),
         }
@@ -138,7 +143,7 @@ fn handshake(request: &Request<Body>) -> Result<Handshake, Box<Response<Body>>> 
     }
 }
 
-fn refuse(status: StatusCode, text: &'static str) -> Box<Response<Body>> {
+fn refuse(status: StatusCode, text: impl std::fmt::Display) -> Box<Response<Body>> {
     let mut response = Response::new(Body::from(format!("{text}\n")));
     *response.status_mut() = status;
     Box::new(response)
@@ -184,22 +189,25 @@ fn subprotocol(headers: &HeaderMap) -> Result<(Form, Option<&'static str>), Box<
         })
 }
 
-async fn run(router: Router, upgraded: Upgraded, form: Form, query: String) {
+fn begin(router: &Router, upgraded: Upgraded, form: Form, query: &str) -> Option<Drive<WsInlet>> {
     let (socket, early): (Pin<Box<dyn Socket>>, Bytes) = match upgraded.downcast::<TokioIo<TcpStream>>() {
         Ok(parts) => (Box::pin(parts.io.into_inner()), parts.read_buf),
         Err(upgraded) => (Box::pin(TokioIo::new(upgraded)), Bytes::new()),
     };
     let link = match router.attach(form, Some(socket)) {
         Ok(link) => link,
-        Err(refusal) => return tracing::warn!(%refusal, "connection refused"),
+        Err(refusal) => {
+            tracing::warn!(%refusal, "connection refused");
+            return None;
+        }
     };
     let inlet = WsInlet::new(Arc::clone(&link), &early, router.limits().frame_bytes);
-    let mut connection = Connection::new(&router, link);
-    if let Some(join) = join_of(&mut connection, &query) {
+    let mut connection = Connection::new(router, link);
+    if let Some(join) = join_of(&mut connection, query) {
         connection.receive_frame(join);
         connection.flush();
     }
-    tokio::task::coop::unconstrained(Drive::new(&router, connection, inlet)).await;
+    Some(Drive::new(router, connection, inlet))
 }
 
 /// The join that the URL asks for: `?session_id=…&role=…&member_id=…&after_seq=…&epoch=…&tail=…&presence=true`.
