@@ -1,5 +1,6 @@
 // A real browser, `new WebSocket`, and no library, with the example worker on the other side.
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { after, afterEach, before, test } from "node:test";
 import { openBrowser, servePages, startGateway, startWorker } from "./support.js";
 
@@ -63,6 +64,22 @@ test("the exact message of the examples is answered, with no SDK", async () => {
     return promise;
   }, `${gateway.ws}/v1/ws`, EXACT);
   assert.equal(answer, worker.answer("HEA synthesis"));
+});
+
+test("the README's snippet works in the console of a page", async () => {
+  const page = await blankPage();
+  const snippet = /```js\n(.*?)```/s.exec(await readFile(new URL("../../README.md", import.meta.url), "utf8"))[1];
+  const messages = [];
+  const finished = new Promise((resolve) => {
+    page.on("console", (message) => {
+      messages.push(JSON.parse(message.text()));
+      if (messages.at(-1).final) resolve();
+    });
+  });
+  await page.evaluate(snippet.replace("ws://127.0.0.1:7080", gateway.ws));
+  await finished;
+  assert.equal(messages[0].ack.accepted[0].id, "msg-123");
+  assert.equal(messages.map((frame) => frame.text ?? "").join(""), worker.answer("HEA synthesis"));
 });
 
 test("the example page shows the answer as it streams in", async () => {

@@ -3,6 +3,7 @@ server reflection."""
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -116,3 +117,12 @@ def test_several_frames_over_attach(curl, worker):
     assert answers["bad"]["error"]["reason"] == "INVALID_FIELD"
     assert answers["p"]["pong"] == {"data": "x"}
     assert frames[-1]["replyTo"] == "q" and frames[-1]["final"] is True
+
+
+def test_the_calls_of_the_readme(curl, worker):
+    readme = (ROOT / "README.md").read_text()
+    written = re.findall(r"^grpcurl -plaintext -d '(.*)' 127.0.0.1:7080 twinspan.v1.(\S+)$", readme, re.MULTILINE)
+    answers = {method: curl(method, json.loads(data)) for data, method in written if method != "Sessions/Watch"}
+    assert len(written) == 3 and answers["Gateway/Attach"][-1]["final"] is True
+    [page] = answers["Sessions/ListFrames"]
+    assert page["frames"][0]["payload"] == {"query": "from a terminal"} and page["frames"][-1]["final"] is True
