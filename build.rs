@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let descriptors = protox::compile(FILES, ["proto"])?;
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    std::fs::write(out.join("protojson.rs"), protojson::generate(&descriptors))?;
+    std::fs::write(out.join("protojson.rs"), protojson::generate(&descriptors)?)?;
 
     // `Attach` is served on ready bytes (see `transport::grpc`), so its server is generated apart from the rest.
     let mut rest = descriptors;

@@ -242,7 +242,11 @@ impl Refusal {
             code: row.code as i32,
             reason: row.name.to_owned(),
             message: self.message.clone(),
-            details: self.details.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+            details: self
+                .details
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone()))
+                .collect(),
             retryable: row.retryable,
             retry_after: self
                 .retry_after
@@ -255,8 +259,11 @@ impl Refusal {
     pub fn to_status(&self) -> tonic::Status {
         use tonic_types::{ErrorDetails, StatusExt};
         let row = self.reason.row();
-        let metadata: std::collections::HashMap<String, String> =
-            self.details.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let metadata: std::collections::HashMap<String, String> = self
+            .details
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone()))
+            .collect();
         let mut details = ErrorDetails::with_error_info(row.name, "twinspan", metadata);
         if let Some(after) = self.retry_after.filter(|_| row.retryable) {
             details.set_retry_info(Some(after));

@@ -58,7 +58,12 @@ impl Server {
     /// The same with a log of the caller's.
     pub async fn bind_with(config: Config, log: Arc<dyn Log>) -> Result<Self, Error> {
         let types = Types::load(&config.descriptors).map_err(Error)?;
-        let unbound = |error| Error(format!("cannot listen on {}: {error}; choose another address with --listen", config.listen));
+        let unbound = |error| {
+            Error(format!(
+                "cannot listen on {}: {error}; choose another address with --listen",
+                config.listen
+            ))
+        };
         let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
         let address = listener.local_addr().map_err(unbound)?;
         let router = Router::start(Parts {
@@ -68,12 +73,22 @@ impl Server {
             routes: config.routes.into_iter().collect(),
             idle: config.idle,
         });
-        Ok(Self { listener, address, router, grace: config.drain_grace })
+        Ok(Self {
+            listener,
+            address,
+            router,
+            grace: config.drain_grace,
+        })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The router, for those who run a gateway within their own process.
+    pub fn router(&self) -> &Router {
+        &self.router
     }
 
     /// Serves until `shutdown` ends, then drains: takes no new connections, tells everybody, lets open requests finish for as
@@ -101,7 +116,8 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<GatewayServer<grpc::Attach>>().await;
     health.set_serving::<SessionsServer<grpc::Calls>>().await;
-    let unreflected = |error: tonic_reflection::server::Error| Error(format!("the compiled-in descriptors do not work: {error}"));
+    let unreflected =
+        |error: tonic_reflection::server::Error| Error(format!("the compiled-in descriptors do not work: {error}"));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -109,13 +125,14 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
     };
     // A call's message holds a frame and a little more.
     let call_limit = limit + (64 << 10);
-    let grpc = tonic::service::Routes::new(GatewayServer::new(grpc::Attach::new(router)).max_decoding_message_size(limit))
-        .add_service(SessionsServer::new(grpc::Calls::new(router)).max_decoding_message_size(call_limit))
-        .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(unreflected)?)
-        .add_service(reflection().build_v1alpha().map_err(unreflected)?)
-        .into_axum_router()
-        .layer(tonic_web::GrpcWebLayer::new());
+    let grpc =
+        tonic::service::Routes::new(GatewayServer::new(grpc::Attach::new(router)).max_decoding_message_size(limit))
+            .add_service(SessionsServer::new(grpc::Calls::new(router)).max_decoding_message_size(call_limit))
+            .add_service(health_service)
+            .add_service(reflection().build_v1().map_err(unreflected)?)
+            .add_service(reflection().build_v1alpha().map_err(unreflected)?)
+            .into_axum_router()
+            .layer(tonic_web::GrpcWebLayer::new());
     // Added after the layer, which answers 400 to all HTTP/1 that is not gRPC-Web.
     let all = grpc.merge(plain::routes(router)).fallback(plain::not_found);
     Ok((health, all))
@@ -150,9 +167,15 @@ async fn serve(
         return tracing::debug!(%peer, %error, "the peer is gone already");
     }
     let asked = Arc::new(AtomicBool::new(false));
-    let service = TowerToHyperService::new(Asked { inner: services, asked: Arc::clone(&asked) });
+    let service = TowerToHyperService::new(Asked {
+        inner: services,
+        asked: Arc::clone(&asked),
+    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.handshake);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.handshake);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -205,7 +228,11 @@ impl Service<Request<Incoming>> for Asked {
 const FAREWELL: Duration = Duration::from_secs(3);
 
 async fn drain(router: &Router, health: &HealthReporter, grace: Duration) {
-    tracing::info!(connections = *router.link_count().borrow(), requests = router.open_requests(), "draining");
+    tracing::info!(
+        connections = *router.link_count().borrow(),
+        requests = router.open_requests(),
+        "draining"
+    );
     health.set_not_serving::<GatewayServer<grpc::Attach>>().await;
     health.set_not_serving::<SessionsServer<grpc::Calls>>().await;
     router.drain(grace);
@@ -215,12 +242,18 @@ async fn drain(router: &Router, health: &HealthReporter, grace: Duration) {
         }
     };
     if tokio::time::timeout(grace, finished).await.is_err() {
-        tracing::warn!(requests = router.open_requests(), "the grace is over; what is open is ended");
+        tracing::warn!(
+            requests = router.open_requests(),
+            "the grace is over; what is open is ended"
+        );
     }
     router.shut_down();
     let mut count = router.link_count();
     let gone = count.wait_for(|count| *count == 0);
     if tokio::time::timeout(FAREWELL, gone).await.is_err() {
-        tracing::warn!(connections = *router.link_count().borrow(), "connections that did not take the last word are cut");
+        tracing::warn!(
+            connections = *router.link_count().borrow(),
+            "connections that did not take the last word are cut"
+        );
     }
 }

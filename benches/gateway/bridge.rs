@@ -146,9 +146,7 @@ fn to_value(value: Value) -> prost_types::Value {
 
 fn from_struct(map: prost_types::Struct) -> Map<String, Value> {
     let fields = map.fields.into_iter();
-    fields
-        .map(|(name, value)| (name, from_value(value)))
-        .collect()
+    fields.map(|(name, value)| (name, from_value(value))).collect()
 }
 
 fn from_value(value: prost_types::Value) -> Value {

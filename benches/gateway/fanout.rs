@@ -41,10 +41,7 @@ const LOADS: [Load; 2] = [
 ];
 
 pub fn measure(options: &Options) -> Result<()> {
-    let mut gateway = options
-        .gateway()
-        .map(|server| Hall::gateway(&server))
-        .transpose()?;
+    let mut gateway = options.gateway().map(|server| Hall::gateway(&server)).transpose()?;
     let mut raw = Hall::raw()?;
     report::head(
         &format!(
@@ -65,10 +62,7 @@ pub fn measure(options: &Options) -> Result<()> {
         let mut yardstick = || Ok(raw.run(load, frame_bytes.get())?.0);
         let samples = report::take_turns(
             options.runs,
-            &mut [
-                ours.as_mut().map(|side| side as report::Side),
-                Some(&mut yardstick),
-            ],
+            &mut [ours.as_mut().map(|side| side as report::Side), Some(&mut yardstick)],
         )?;
         report::line(load.what, &samples[0], ("raw", &samples[1]), load.target);
         println!("{:34} {} B on the wire each", "", frame_bytes.get());
@@ -129,9 +123,7 @@ impl Hall {
             deliveries_due: 0,
             wire_bytes: 0,
         };
-        let sample = report::sample(&self.process, deliveries, || {
-            self.fleet.run(&mut audience, RUN_LIMIT)
-        })?;
+        let sample = report::sample(&self.process, deliveries, || self.fleet.run(&mut audience, RUN_LIMIT))?;
         let bytes = audience.wire_bytes / deliveries;
         Ok((sample, u32::try_from(bytes)?))
     }
@@ -175,8 +167,7 @@ impl Speech {
                 for _ in 0..burst {
                     *published += 1;
                     let payload = PAYLOAD.as_str();
-                    let frame =
-                        format!(r#"{{"id":"msg-{published}","type":"news","payload":{payload}}}"#);
+                    let frame = format!(r#"{{"id":"msg-{published}","type":"news","payload":{payload}}}"#);
                     bytes.extend(websocket::masked(websocket::TEXT, frame.as_bytes()));
                 }
                 bytes

@@ -102,8 +102,7 @@ impl Fleet {
         stream.set_read_timeout(Some(OPENING_LIMIT))?;
         let request = websocket::opening(&self.address.to_string(), path, subprotocol);
         stream.write_all(request.as_bytes())?;
-        let rest = read_opening(&mut stream)
-            .map_err(|error| format!("opening {path} of {}: {error}", self.address))?;
+        let rest = read_opening(&mut stream).map_err(|error| format!("opening {path} of {}: {error}", self.address))?;
         self.add(stream, rest)
     }
 
@@ -150,9 +149,7 @@ impl Fleet {
         stream.set_nonblocking(true)?;
         let mut stream = TcpStream::from_std(stream);
         let token = Token(self.connections.len());
-        self.poll
-            .registry()
-            .register(&mut stream, token, Interest::READABLE)?;
+        self.poll.registry().register(&mut stream, token, Interest::READABLE)?;
         self.connections.push(Connection { stream, pending });
         Ok(())
     }
@@ -172,10 +169,7 @@ impl Fleet {
             let written = self.connections[place].stream.write(&bytes);
             if !matches!(written, Ok(count) if count == bytes.len()) {
                 let length = bytes.len();
-                return Err(format!(
-                    "connection {place}: of {length} bytes were taken: {written:?}"
-                )
-                .into());
+                return Err(format!("connection {place}: of {length} bytes were taken: {written:?}").into());
             }
         }
         Ok(())
@@ -229,12 +223,7 @@ fn connect(address: SocketAddr) -> Result<std::net::TcpStream> {
 }
 
 /// Hands over all whole frames; returns how many bytes they were.
-fn take_frames(
-    place: usize,
-    bytes: &[u8],
-    browsers: &mut dyn Browsers,
-    outgoing: &mut Outgoing,
-) -> Result<usize> {
+fn take_frames(place: usize, bytes: &[u8], browsers: &mut dyn Browsers, outgoing: &mut Outgoing) -> Result<usize> {
     let mut taken = 0;
     while let Some(frame) = websocket::parse(&bytes[taken..])? {
         taken += frame.wire_bytes;
@@ -250,9 +239,7 @@ fn take_frames(
             PING => outgoing.bytes(place, websocket::masked(PONG, frame.payload)),
             CLOSE => {
                 let reason = frame.payload.get(2..).unwrap_or_default();
-                return Err(
-                    format!("closed by the server: {}", String::from_utf8_lossy(reason)).into(),
-                );
+                return Err(format!("closed by the server: {}", String::from_utf8_lossy(reason)).into());
             }
             _ => {}
         }

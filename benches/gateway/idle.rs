@@ -36,12 +36,7 @@ pub fn measure(options: &Options) -> Result<()> {
         }
         bridge.push(bridge_run()?);
     }
-    print(
-        "gateway",
-        &ours,
-        &format!("<= {TARGET_BYTES}"),
-        TARGET_BYTES,
-    );
+    print("gateway", &ours, &format!("<= {TARGET_BYTES}"), TARGET_BYTES);
     print("bridge", &bridge, "", f64::INFINITY);
     Ok(())
 }
@@ -65,10 +60,7 @@ fn print(what: &str, rests: &[Rest], target: &str, target_bytes: f64) {
 fn gateway_run(server: &Server) -> Result<Rest> {
     let process = Process::start(server)?;
     let mut fleet = Fleet::new(process.address())?;
-    traffic::join(
-        &mut fleet,
-        (0..WARM_UP).map(|place| format!("warm-{place}")),
-    )?;
+    traffic::join(&mut fleet, (0..WARM_UP).map(|place| format!("warm-{place}")))?;
     rest(&process, &mut fleet, |fleet| {
         traffic::join(fleet, (0..MEMBERS).map(|place| format!("s-{place}")))
     })
@@ -89,11 +81,7 @@ fn bridge_run() -> Result<Rest> {
 }
 
 /// Opens the browsers and lets them rest.
-fn rest(
-    process: &Process,
-    fleet: &mut Fleet,
-    open: impl FnOnce(&mut Fleet) -> Result<()>,
-) -> Result<Rest> {
+fn rest(process: &Process, fleet: &mut Fleet, open: impl FnOnce(&mut Fleet) -> Result<()>) -> Result<Rest> {
     sleep(fleet, SETTLE)?;
     let before = process.resident_bytes()?;
     let others = fleet.len();

@@ -116,12 +116,7 @@ fn main() -> Result<()> {
         Some(Command::Idle) => measure(options, &[idle::measure])?,
         Some(Command::All) => measure(
             options,
-            &[
-                fanout::measure,
-                roundtrip::measure,
-                tokens::measure,
-                idle::measure,
-            ],
+            &[fanout::measure, roundtrip::measure, tokens::measure, idle::measure],
         )?,
     }
     Ok(())

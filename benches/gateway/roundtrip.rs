@@ -26,10 +26,7 @@ const MANY_TARGET: f64 = 1.3;
 
 pub fn measure(options: &Options) -> Result<()> {
     report::head(
-        &format!(
-            "round trip: browser, worker, browser; {} B of payload",
-            PAYLOAD.len()
-        ),
+        &format!("round trip: browser, worker, browser; {} B of payload", PAYLOAD.len()),
         "trip",
     );
     one_reply(options)?;
@@ -69,12 +66,7 @@ fn one_reply(options: &Options) -> Result<()> {
         ONE_TARGET,
     );
     report::line(&many_browsers, many, ("bridge", bridge_many), ONE_TARGET);
-    report::line(
-        &many_browsers,
-        many,
-        (&format!("at {FEW}"), few),
-        MANY_TARGET,
-    );
+    report::line(&many_browsers, many, (&format!("at {FEW}"), few), MANY_TARGET);
     Ok(())
 }
 
@@ -114,10 +106,7 @@ impl Town {
         let process = Process::start(server)?;
         let backend = Backend::workers(process.address(), 1, Answer::Payload { replies })?;
         let mut fleet = Fleet::new(process.address())?;
-        traffic::join(
-            &mut fleet,
-            (0..browsers).map(|place| format!("house-{place}")),
-        )?;
+        traffic::join(&mut fleet, (0..browsers).map(|place| format!("house-{place}")))?;
         Ok(Self {
             process,
             fleet,
@@ -156,9 +145,7 @@ impl Town {
             echoes_due: if self.keeps_log { trips } else { 0 },
             acks_due: if self.keeps_log { trips } else { 0 },
         };
-        report::sample(&self.process, trips, || {
-            self.fleet.run(&mut asking, RUN_LIMIT)
-        })
+        report::sample(&self.process, trips, || self.fleet.run(&mut asking, RUN_LIMIT))
     }
 }
 
@@ -182,9 +169,7 @@ impl Asking<'_> {
         self.to_ask[browser] -= 1;
         *self.asked += 1;
         let (id, payload) = (&self.asked, PAYLOAD.as_str());
-        let request = format!(
-            r#"{{"id":"msg-{id}","type":"query","to":{{"role":"{ROLE}"}},"payload":{payload}}}"#
-        );
+        let request = format!(r#"{{"id":"msg-{id}","type":"query","to":{{"role":"{ROLE}"}},"payload":{payload}}}"#);
         out.text(browser, request.as_bytes());
     }
 
@@ -215,9 +200,7 @@ impl Browsers for Asking<'_> {
 
     fn message(&mut self, message: Message<'_>, out: &mut Outgoing) -> Result<()> {
         match traffic::kind(message.text)? {
-            Kind::Delivery { .. } if traffic::is_reply(message.text) => {
-                self.take_reply(&message, out)?
-            }
+            Kind::Delivery { .. } if traffic::is_reply(message.text) => self.take_reply(&message, out)?,
             Kind::Delivery { .. } => {
                 let left = self.echoes_due.checked_sub(1);
                 self.echoes_due = left.ok_or("a request was shown twice")?;

@@ -134,9 +134,7 @@ impl Backend {
 
     fn spawn(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -162,11 +160,7 @@ impl Drop for Backend {
 }
 
 /// One worker's connection: reads requests, never waiting for its own writing, and hands them to [`answer_all`].
-async fn work(
-    gateway: SocketAddr,
-    answer: Answer,
-    serving: std::sync::mpsc::Sender<()>,
-) -> Result<()> {
+async fn work(gateway: SocketAddr, answer: Answer, serving: std::sync::mpsc::Sender<()>) -> Result<()> {
     let (frames, outgoing) = mpsc::channel(QUEUED_FRAMES);
     let serve = Serve {
         role: ROLE.into(),
@@ -242,11 +236,7 @@ impl Open {
     }
 }
 
-async fn answer_all(
-    queue: mpsc::UnboundedReceiver<Frame>,
-    frames: mpsc::Sender<Frame>,
-    answer: Answer,
-) -> Result<()> {
+async fn answer_all(queue: mpsc::UnboundedReceiver<Frame>, frames: mpsc::Sender<Frame>, answer: Answer) -> Result<()> {
     match (answer, answer.pace()) {
         (Answer::Payload { .. }, _) => one_after_the_other(queue, frames, answer).await,
         (Answer::Text { .. }, None) => taking_turns(queue, frames, answer).await,
@@ -285,9 +275,7 @@ async fn taking_turns(
             turns.push_back(Open::new(request));
         }
         for _ in 0..turns.len() {
-            let mut open = turns
-                .pop_front()
-                .expect("as many turns must be there as were counted");
+            let mut open = turns.pop_front().expect("as many turns must be there as were counted");
             frames.send(open.reply(answer)).await?;
             if open.sent < answer.replies() {
                 turns.push_back(open);

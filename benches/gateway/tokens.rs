@@ -43,9 +43,7 @@ const LOADS: [Load; 2] = [
 pub fn measure(options: &Options) -> Result<()> {
     let members = first_member(SESSIONS);
     report::head(
-        &format!(
-            "token streaming: {WORKERS} workers, {SESSIONS} sessions, {members} browsers, {TEXT_BYTES} B of text"
-        ),
+        &format!("token streaming: {WORKERS} workers, {SESSIONS} sessions, {members} browsers, {TEXT_BYTES} B of text"),
         "text",
     );
     for load in &LOADS {
@@ -65,10 +63,7 @@ pub fn measure(options: &Options) -> Result<()> {
         let mut yardstick = || Ok(raw.run(load, frame_bytes.get())?.0);
         let samples = report::take_turns(
             options.runs,
-            &mut [
-                ours.as_mut().map(|side| side as report::Side),
-                Some(&mut yardstick),
-            ],
+            &mut [ours.as_mut().map(|side| side as report::Side), Some(&mut yardstick)],
         )?;
         report::line(load.what, &samples[0], ("raw", &samples[1]), TARGET);
         println!("{:34} {} B on the wire each", "", frame_bytes.get());
@@ -104,8 +99,8 @@ impl Street {
         let process = Process::start(server)?;
         let backend = Backend::workers(process.address(), WORKERS, answer)?;
         let mut fleet = Fleet::new(process.address())?;
-        let sessions = (0..SESSIONS)
-            .flat_map(|session| std::iter::repeat_n(format!("talk-{session}"), members(session)));
+        let sessions =
+            (0..SESSIONS).flat_map(|session| std::iter::repeat_n(format!("talk-{session}"), members(session)));
         traffic::join(&mut fleet, sessions)?;
         Ok(Self {
             process,
@@ -144,9 +139,7 @@ impl Street {
             deliveries_due: deliveries,
             wire_bytes: 0,
         };
-        let sample = report::sample(&self.process, deliveries, || {
-            self.fleet.run(&mut readers, RUN_LIMIT)
-        })?;
+        let sample = report::sample(&self.process, deliveries, || self.fleet.run(&mut readers, RUN_LIMIT))?;
         let bytes = readers.wire_bytes / deliveries;
         Ok((sample, u32::try_from(bytes)?))
     }
@@ -183,12 +176,7 @@ fn commands_paced(chunks: u32, frame_bytes: u32, pace: Duration) -> Vec<Send> {
         for session in 0..SESSIONS {
             let at = pace * chunk + offset(session, pace);
             let first = first_member(session) as u32;
-            sends.push(Send::command(
-                at,
-                first,
-                members(session) as u32,
-                frame_bytes,
-            ));
+            sends.push(Send::command(at, first, members(session) as u32, frame_bytes));
         }
     }
     sends
@@ -258,9 +246,6 @@ impl Browsers for Readers {
 
     fn missing(&self) -> String {
         let waiting = self.due.iter().filter(|due| **due > 0).count();
-        format!(
-            "{} texts to {waiting} browsers are missing",
-            self.deliveries_due
-        )
+        format!("{} texts to {waiting} browsers are missing", self.deliveries_due)
     }
 }

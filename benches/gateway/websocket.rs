@@ -28,9 +28,7 @@ pub fn parse(buffer: &[u8]) -> Result<Option<Frame<'_>>> {
         return Ok(None);
     };
     if first & FINAL == 0 || second & MASKED != 0 {
-        return Err(
-            format!("frame begins with {first:#04x} {second:#04x}: in pieces, or masked").into(),
-        );
+        return Err(format!("frame begins with {first:#04x} {second:#04x}: in pieces, or masked").into());
     }
     let (header, length) = match second {
         126 => match buffer.get(2..4) {
@@ -56,12 +54,7 @@ pub fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(payload.len() + 8);
     push_header(&mut frame, opcode, payload.len(), MASKED);
     frame.extend_from_slice(&KEY);
-    frame.extend(
-        payload
-            .iter()
-            .zip(KEY.iter().cycle())
-            .map(|(byte, key)| byte ^ key),
-    );
+    frame.extend(payload.iter().zip(KEY.iter().cycle()).map(|(byte, key)| byte ^ key));
     frame
 }
 

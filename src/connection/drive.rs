@@ -56,7 +56,13 @@ const BATCH: usize = 64;
 impl<I: Inlet> Drive<I> {
     /// The loop of this connection with this transport.
     pub fn new(router: &Router, connection: Connection, inlet: I) -> Self {
-        Self { router: router.clone(), connection, inlet, state: State::Reading, catching_up: None }
+        Self {
+            router: router.clone(),
+            connection,
+            inlet,
+            state: State::Reading,
+            catching_up: None,
+        }
     }
 
     fn read(&mut self, cx: &mut Context<'_>) {
@@ -68,7 +74,9 @@ impl<I: Inlet> Drive<I> {
                 cx.waker().wake_by_ref();
                 break;
             }
-            let Poll::Ready(incoming) = self.inlet.poll_next(cx) else { break };
+            let Poll::Ready(incoming) = self.inlet.poll_next(cx) else {
+                break;
+            };
             if count == 0 {
                 self.connection.begin();
             }
@@ -104,7 +112,9 @@ impl<I: Inlet> Drive<I> {
                     None => return,
                 },
             };
-            let Poll::Ready(page) = reading.as_mut().poll(cx) else { return };
+            let Poll::Ready(page) = reading.as_mut().poll(cx) else {
+                return;
+            };
             self.router.caught_up(seat, page);
             self.catching_up = None;
         }

@@ -76,14 +76,21 @@ impl Connection {
 
     /// Handles one message. What follows from it happens with `flush` at the latest.
     pub fn receive(&mut self, message: &Message) {
-        let rules = Rules { ignore_unknown: self.ignore_unknown, types: self.router.types() };
+        let rules = Rules {
+            ignore_unknown: self.ignore_unknown,
+            types: self.router.types(),
+        };
         let decoded = match message {
             Message::Text(text) => Frame::from_json(text, &rules),
             Message::Binary(bytes) => Frame::from_wire(bytes, &rules),
         };
         match decoded {
             Ok(frame) => self.receive_frame(frame),
-            Err(Undecodable { refusal, id, session_id }) => self.refuse(&id, &session_id, &refusal),
+            Err(Undecodable {
+                refusal,
+                id,
+                session_id,
+            }) => self.refuse(&id, &session_id, &refusal),
         }
     }
 
@@ -162,7 +169,10 @@ impl Connection {
 
     fn hello(&mut self, hello: &pb::Hello) -> Result<Option<Control>, Refusal> {
         if hello.client.len() > 128 || !hello.client.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            return Err(Refusal::field("hello.client", "at most 128 characters of printable ASCII"));
+            return Err(Refusal::field(
+                "hello.client",
+                "at most 128 characters of printable ASCII",
+            ));
         }
         tracing::info!(connection = %self.link.name(), client = %hello.client, "hello");
         self.ignore_unknown = hello.ignore_unknown;
@@ -173,7 +183,7 @@ impl Connection {
             heartbeat_interval: prost_types::Duration::try_from(limits.heartbeat).ok(),
             limits: Some(pb::Limits {
                 frame_bytes: limits.frame_bytes as u32,
-                payload_depth: crate::frame::MAX_DEPTH as u32,
+                payload_depth: crate::frame::MAX_DEPTH,
                 joins: limits.joins as u32,
                 members: limits.members as u32,
                 open_requests: limits.open_requests as u32,
@@ -219,7 +229,11 @@ impl Connection {
             sessions: serve.sessions.iter().map(|pattern| pattern.as_str().into()).collect(),
             max_in_flight: serve.max_in_flight.max(1),
         };
-        let name = if serve.worker_id.is_empty() { self.link.name().clone() } else { serve.worker_id.as_str().into() };
+        let name = if serve.worker_id.is_empty() {
+            self.link.name().clone()
+        } else {
+            serve.worker_id.as_str().into()
+        };
         let serving = Serving { name, offer };
         let (slot, granted) = self.router.grant(&self.link, serving)?;
         let address = pb::Address {
@@ -246,7 +260,10 @@ impl Connection {
     fn cancel(&mut self, session: &Str, cancel: pb::Cancel) -> Result<Control, Refusal> {
         let live = self.router.find(session)?;
         let outcome = outgoing::cancel(&self.router, &live, &cancel.request_id, &cancel.reason, &mut self.batch)?;
-        Ok(Control::CancelAck(pb::CancelAck { request_id: cancel.request_id, outcome: outcome as i32 }))
+        Ok(Control::CancelAck(pb::CancelAck {
+            request_id: cancel.request_id,
+            outcome: outcome as i32,
+        }))
     }
 
     /// A frame for a session.
@@ -298,23 +315,44 @@ impl Connection {
 
 /// A `Join`, checked.
 pub fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {
-    let role = if join.role.is_empty() { CLIENT_ROLE } else { join.role.as_str().into() };
+    let role = if join.role.is_empty() {
+        CLIENT_ROLE
+    } else {
+        join.role.as_str().into()
+    };
     check_role("join.role", &role)?;
-    let name = if join.member_id.is_empty() { default_name.clone() } else { join.member_id.as_str().into() };
+    let name = if join.member_id.is_empty() {
+        default_name.clone()
+    } else {
+        join.member_id.as_str().into()
+    };
     check_name("join.member_id", &name)?;
     let start = start(join.after_seq, &join.epoch, join.tail)?;
-    Ok(Joining { name, role, start, presence: join.presence, view: View::Member })
+    Ok(Joining {
+        name,
+        role,
+        start,
+        presence: join.presence,
+        view: View::Member,
+    })
 }
 
 /// Where to begin, checked.
 pub fn start(after: Option<u64>, epoch: &str, tail: u32) -> Result<Start, Refusal> {
     if after.is_some() && tail > 0 {
-        return Err(Refusal::field("tail", "not together with after_seq: begin at one place"));
+        return Err(Refusal::field(
+            "tail",
+            "not together with after_seq: begin at one place",
+        ));
     }
     if after == Some(u64::MAX) {
         return Err(Refusal::field("after_seq", "past the end of any log"));
     }
-    Ok(Start { after, epoch: epoch.into(), tail })
+    Ok(Start {
+        after,
+        epoch: epoch.into(),
+        tail,
+    })
 }
 
 fn check_role(field: &'static str, role: &str) -> Result<(), Refusal> {

@@ -4,12 +4,14 @@
 //! socket. Whatever a decoder of this module has let through can be encoded in either form without an error.
 
 mod any;
+mod check;
 mod json;
 mod payload;
 mod protojson;
 mod scan;
 mod sealed;
 mod text;
+mod transcode;
 mod wire;
 
 /// The generated types of `twinspan.v1`, with their ProtoJSON.
@@ -24,9 +26,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use any::Types;
+pub use check::{check_id, check_metadata, check_name};
 pub use payload::Payload;
 pub use protojson::ProtoJson;
-pub use sealed::Sealed;
+pub use scan::MAX_DEPTH;
+pub use sealed::{Form, Sealed};
 pub use text::Str;
 
 use crate::error::Refusal;

@@ -27,6 +27,12 @@ impl Str {
         Ok(Self(bytes))
     }
 
+    /// Takes bytes that were found to be UTF-8.
+    pub(super) fn from_checked(bytes: Bytes) -> Self {
+        debug_assert!(std::str::from_utf8(&bytes).is_ok());
+        Self(bytes)
+    }
+
     /// The part of this text that `part`, a slice borrowed from it, covers.
     ///
     /// # Panics
@@ -40,8 +46,11 @@ impl Str {
 
     /// As text.
     pub fn as_str(&self) -> &str {
-        // SAFETY: every constructor has checked that the bytes are UTF-8, and they never change.
-        unsafe { std::str::from_utf8_unchecked(&self.0) }
+        #[allow(unsafe_code, reason = "checked once, not at each look")]
+        // SAFETY: every constructor has checked, or was told by one that has, that the bytes are UTF-8, and they never change.
+        unsafe {
+            std::str::from_utf8_unchecked(&self.0)
+        }
     }
 
     /// As bytes that share the buffer.

@@ -28,7 +28,10 @@ struct Kept {
 
 impl Kept {
     fn page(&self, range: std::ops::Range<usize>) -> Page {
-        Page { frames: self.frames.range(range).cloned().collect(), first: self.first }
+        Page {
+            frames: self.frames.range(range).cloned().collect(),
+            first: self.first,
+        }
     }
 
     /// Drops the oldest frame, unless it is the only one; the bytes that this gave back.
@@ -97,17 +100,30 @@ impl Log for Memory {
         let mut shard = self.shard(session);
         let kept = match shard.get_mut(session) {
             Some(kept) => kept,
-            None => shard.entry(session.detached()).or_insert_with(|| Kept { first: 1, ..Kept::default() }),
+            None => shard.entry(session.detached()).or_insert_with(|| Kept {
+                first: 1,
+                ..Kept::default()
+            }),
         };
-        debug_assert_eq!(frame.frame().seq, kept.first + kept.frames.len() as u64, "appended in order");
+        debug_assert_eq!(
+            frame.frame().seq,
+            kept.first + kept.frames.len() as u64,
+            "appended in order"
+        );
         if self.bytes() + size > self.retention.total_bytes && kept.frames.is_empty() {
-            return Err(Error::Full(format!("memory for frames ({} bytes) is used up", self.retention.total_bytes)));
+            return Err(Error::Full(format!(
+                "memory for frames ({} bytes) is used up",
+                self.retention.total_bytes
+            )));
         }
         kept.frames.push_back(Arc::clone(frame));
         kept.bytes += size;
         self.bytes.fetch_add(size, Ordering::Relaxed);
         self.trim(kept);
-        Ok(Appended { commit: Commit::Done, first: kept.first })
+        Ok(Appended {
+            commit: Commit::Done,
+            first: kept.first,
+        })
     }
 
     fn read(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page> {

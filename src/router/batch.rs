@@ -19,7 +19,12 @@ pub struct Batch {
 impl Batch {
     /// An empty one.
     pub fn new(now: Now) -> Self {
-        Self { now, accepted: Vec::new(), sessions: Vec::new(), links: Vec::new() }
+        Self {
+            now,
+            accepted: Vec::new(),
+            sessions: Vec::new(),
+            links: Vec::new(),
+        }
     }
 
     /// The session has something new for its readers.
@@ -54,7 +59,7 @@ impl Batch {
     pub fn finish(&mut self, link: Option<&Arc<Link>>) {
         if let Some(link) = link.filter(|_| !self.accepted.is_empty()) {
             let accepted = std::mem::take(&mut self.accepted);
-            link.push(&Frame {
+            link.push(Frame {
                 body: Body::Control(Box::new(Control::Ack(pb::Ack { accepted }))),
                 ..Frame::default()
             });

@@ -186,12 +186,8 @@ impl Link {
     }
 
     /// Puts a frame for this connection alone into the outbox; a kick sends it.
-    pub fn push(&self, frame: &Frame) {
-        let bytes = match self.form {
-            Form::Json => Sealed::text_message(frame, &self.types),
-            Form::Binary => Sealed::binary_message(frame),
-            Form::Wire => Sealed::wire_message(frame),
-        };
+    pub fn push(&self, frame: Frame) {
+        let bytes = self.encode(&Sealed::new(frame));
         let mut out = self.out();
         out.outbox_bytes += bytes.len();
         out.outbox.push_back(bytes);
@@ -206,7 +202,11 @@ impl Link {
 
     /// Ends the connection once everything before has been sent. The first end counts.
     pub fn end(&self, refusal: Option<Refusal>) {
-        let farewell = if self.form == Form::Wire { Bytes::new() } else { close_frame(refusal.as_ref()) };
+        let farewell = if self.form == Form::Wire {
+            Bytes::new()
+        } else {
+            close_frame(refusal.as_ref())
+        };
         let mut out = self.out();
         if out.end.is_none() {
             out.end = Some(End { refusal, farewell });
@@ -235,7 +235,13 @@ impl Link {
     pub(super) fn go_away(&self, grace: Duration) {
         let refusal = Refusal::new(Reason::Draining, "the gateway is about to stop; connect again");
         let grace = prost_types::Duration::try_from(grace).ok();
-        self.tell(&Str::EMPTY, Control::GoAway(pb::GoAway { error: Some(refusal.to_pb()), grace }));
+        self.tell(
+            &Str::EMPTY,
+            Control::GoAway(pb::GoAway {
+                error: Some(refusal.to_pb()),
+                grace,
+            }),
+        );
         self.kick();
     }
 
@@ -247,7 +253,10 @@ impl Link {
     /// A seat has something new. A kick sends it.
     pub(super) fn mark(&self, seat: &Arc<Seat>) {
         if seat.mark() {
-            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(seat));
+            self.ready
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Arc::clone(seat));
         }
     }
 
@@ -332,7 +341,11 @@ impl Link {
     /// was read before is on its way: this bounds what lags in memory.
     pub(super) fn take_lagging(&self) -> Option<Arc<Seat>> {
         let mut out = self.out();
-        if out.queue.len() >= BATCH_FRAMES { None } else { out.lagging.pop() }
+        if out.queue.len() >= BATCH_FRAMES {
+            None
+        } else {
+            out.lagging.pop()
+        }
     }
 
     /// Hands over what was read from the log for a lagging seat, and sends it.
@@ -363,7 +376,16 @@ impl Link {
             if out.queue.is_empty() {
                 return self.finish(out);
             }
-            let Out { socket: Some(socket), waker, queue, written, .. } = out else { return };
+            let Out {
+                socket: Some(socket),
+                waker,
+                queue,
+                written,
+                ..
+            } = out
+            else {
+                return;
+            };
             let mut slices = [IoSlice::new(&[]); SLICES];
             let mut count = 0;
             for (at, bytes) in queue.iter().take(SLICES).enumerate() {
@@ -400,7 +422,14 @@ impl Link {
             out.queue.push_back(farewell);
             return self.write(out);
         }
-        let Out { socket: Some(socket), waker, .. } = out else { return };
+        let Out {
+            socket: Some(socket),
+            waker,
+            ..
+        } = out
+        else {
+            return;
+        };
         let cx = &mut Context::from_waker(waker);
         if socket.as_mut().poll_shutdown(cx).is_pending() {
             return;
@@ -434,7 +463,8 @@ impl Link {
             out.paused = false;
             self.driver.wake();
         }
-        out.turn.extend(self.ready.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+        out.turn
+            .extend(self.ready.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
         let mut bytes = out.queue.iter().map(Bytes::len).sum::<usize>();
         while out.queue.len() < BATCH_FRAMES && bytes < BATCH_BYTES {
             let Some(seat) = out.turn.pop_front() else { break };
@@ -500,7 +530,12 @@ impl Link {
 
     /// Answers a control frame, or refuses a frame.
     pub fn answer(&self, to: &Str, session: &Str, body: Body) {
-        self.push(&Frame { session_id: session.clone(), reply_to: to.clone(), body, ..Frame::default() });
+        self.push(Frame {
+            session_id: session.clone(),
+            reply_to: to.clone(),
+            body,
+            ..Frame::default()
+        });
     }
 
     /// Refuses a frame.
@@ -555,7 +590,11 @@ impl Link {
     /// The one session that the connection is in, if it is in exactly one.
     pub fn only_session(&self) -> Option<Str> {
         let places = self.places();
-        let mut sessions = places.seats.iter().filter(|(_, seat)| seat.is_member()).map(|(name, _)| name);
+        let mut sessions = places
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.is_member())
+            .map(|(name, _)| name);
         match (sessions.next(), sessions.next()) {
             (Some(name), None) => Some(name.clone()),
             _ => None,

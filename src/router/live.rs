@@ -103,7 +103,11 @@ impl Live {
             last_used: now.0,
             limits,
         };
-        Self { id, epoch, shared: Mutex::new(shared) }
+        Self {
+            id,
+            epoch,
+            shared: Mutex::new(shared),
+        }
     }
 
     /// The session's name.
@@ -184,7 +188,9 @@ impl Shared {
 
     /// The newest frame is in the log.
     pub fn keep(&mut self, frame: Arc<Sealed>) {
-        while self.tail.len() >= self.limits.tail_frames && self.tail.len() as u64 > self.session.head() - self.committed {
+        while self.tail.len() >= self.limits.tail_frames
+            && self.tail.len() as u64 > self.session.head() - self.committed
+        {
             self.tail.pop_front();
         }
         self.tail.push_back(frame);
@@ -202,7 +208,10 @@ impl Shared {
         if self.notes.len() >= self.limits.ephemeral_frames {
             self.notes.pop_front();
         }
-        self.notes.push_back(Note { frame: Arc::new(Sealed::new(frame)), presence });
+        self.notes.push_back(Note {
+            frame: Arc::new(Sealed::new(frame)),
+            presence,
+        });
         self.next_note += 1;
     }
 
@@ -236,7 +245,9 @@ impl Shared {
 
     /// The request's frame, as it is in the log, without looking further than the open ones.
     pub fn asked_by(&self, request: &str) -> Option<Arc<pb::Address>> {
-        self.session.request(request).and_then(|frame| frame.frame().from.clone())
+        self.session
+            .request(request)
+            .and_then(|frame| frame.frame().from.clone())
     }
 
     pub fn member_list(&self) -> Vec<pb::Member> {
@@ -270,7 +281,11 @@ impl Shared {
             session_id: session.id().to_string(),
             epoch: session.epoch().to_string(),
             state: state as i32,
-            metadata: session.metadata().iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            metadata: session
+                .metadata()
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
             created_at: Some(created.into()),
             updated_at: Some(updated.into()),
             head_seq: self.committed,
@@ -282,18 +297,29 @@ impl Shared {
     }
 
     fn presence_snapshot(&self) -> Frame {
-        self.presence(pb::Presence { snapshot: true, joined: self.member_list(), ..pb::Presence::default() })
+        self.presence(pb::Presence {
+            snapshot: true,
+            joined: self.member_list(),
+            ..pb::Presence::default()
+        })
     }
 
     /// A presence frame; the count is filled in.
     pub fn presence(&self, presence: pb::Presence) -> Frame {
-        let presence = pb::Presence { member_count: self.session.members().len() as u32, ..presence };
+        let presence = pb::Presence {
+            member_count: self.session.members().len() as u32,
+            ..presence
+        };
         self.control(Control::Presence(presence))
     }
 
     /// A control frame about this session.
     pub fn control(&self, control: Control) -> Frame {
-        Frame { session_id: self.session.id().clone(), body: Body::Control(Box::new(control)), ..Frame::default() }
+        Frame {
+            session_id: self.session.id().clone(),
+            body: Body::Control(Box::new(control)),
+            ..Frame::default()
+        }
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use super::Router;
 use super::batch::Batch;
 use super::link::Link;
 use super::live::{self, Live, Shared};
 use super::seat::{Cursor, Placing, Seat, View};
-use super::Router;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Str, pb};
 use crate::log::{self, Limit, Page, Wait};
@@ -38,7 +38,10 @@ pub struct Serving {
 }
 
 /// What is read at once for a seat that has fallen behind.
-const CATCH_UP: Limit = Limit { frames: 256, bytes: 256 << 10 };
+const CATCH_UP: Limit = Limit {
+    frames: 256,
+    bytes: 256 << 10,
+};
 
 impl Router {
     /// Gives the connection a place in the session, and tells it so in answer to the frame `reply_to`.
@@ -61,7 +64,10 @@ impl Router {
         let placing = Placing {
             live: Arc::clone(&live),
             link: Arc::clone(link),
-            key: session::Seat { connection: link.id(), number: self.next_id() },
+            key: session::Seat {
+                connection: link.id(),
+                number: self.next_id(),
+            },
             view: joining.view,
             address: Arc::new(address),
             name: joining.name.clone(),
@@ -84,13 +90,16 @@ impl Router {
             seat.cursor().take_asked(&mut old.cursor());
         }
         if let Some(evicted) = evicted {
-            let refusal = Refusal::new(Reason::MemberReplaced, format!("another connection joined as {}", joining.name));
+            let refusal = Refusal::new(
+                Reason::MemberReplaced,
+                format!("another connection joined as {}", joining.name),
+            );
             dismiss(&evicted, &refusal, batch);
         }
         link.places().seats.insert(live.id().clone(), Arc::clone(&seat));
         link.answer(reply_to, live.id(), Body::Control(Box::new(Control::Joined(joined))));
         if let Some(from) = entry.begin.void_from {
-            link.push(&seat.gap(from, entry.begin.next - 1, pb::GapReason::EpochChanged));
+            link.push(seat.gap(from, entry.begin.next - 1, pb::GapReason::EpochChanged));
         }
         seat.unmark();
         link.mark(&seat);
@@ -117,11 +126,17 @@ impl Router {
             return Ok(());
         }
         self.check_joins(link, false)?;
-        let address = pb::Address { member_id: link.name().to_string(), ..pb::Address::default() };
+        let address = pb::Address {
+            member_id: link.name().to_string(),
+            ..pb::Address::default()
+        };
         let placing = Placing {
             live: Arc::clone(live),
             link: Arc::clone(link),
-            key: session::Seat { connection: link.id(), number: self.next_id() },
+            key: session::Seat {
+                connection: link.id(),
+                number: self.next_id(),
+            },
             view: View::Asker,
             address: Arc::new(address),
             name: link.name().clone(),
@@ -151,8 +166,13 @@ impl Router {
         if !link.take_answered() {
             return;
         }
-        let seats: Vec<_> =
-            link.places().seats.values().filter(|seat| seat.view() == View::Asker).cloned().collect();
+        let seats: Vec<_> = link
+            .places()
+            .seats
+            .values()
+            .filter(|seat| seat.view() == View::Asker)
+            .cloned()
+            .collect();
         for seat in seats {
             self.tidy_seat(link, &seat);
         }
@@ -168,7 +188,10 @@ impl Router {
     /// The connection leaves the session.
     pub fn leave(&self, link: &Arc<Link>, session: &str, batch: &mut Batch) -> Result<(), Refusal> {
         let seat = link.seat(session).filter(|seat| seat.is_member()).ok_or_else(|| {
-            Refusal::new(Reason::NotAMember, format!("the connection is not a member of session {session}"))
+            Refusal::new(
+                Reason::NotAMember,
+                format!("the connection is not a member of session {session}"),
+            )
         })?;
         link.places().seats.remove(session);
         self.vacate(&seat, batch);
@@ -181,7 +204,10 @@ impl Router {
         shared.rise(seat.key());
         shared.last_used = batch.now.mono;
         if let Some(member) = shared.session.leave(seat.name(), seat.key()) {
-            let left = pb::Presence { left: vec![live::member(&member)], ..pb::Presence::default() };
+            let left = pb::Presence {
+                left: vec![live::member(&member)],
+                ..pb::Presence::default()
+            };
             let note = shared.presence(left);
             shared.note(note, true);
             drop(shared);
@@ -204,7 +230,10 @@ impl Router {
         match known {
             Some(at) => places.serves[at].1 = name.clone(),
             None => {
-                let key = WorkerKey { connection: link.id(), slot };
+                let key = WorkerKey {
+                    connection: link.id(),
+                    slot,
+                };
                 places.serves.push((offer.role.detached(), name.clone(), key));
             }
         }
@@ -213,7 +242,10 @@ impl Router {
 
     /// The connection serves the role that it was granted from now on.
     pub fn serve(&self, link: &Arc<Link>, slot: u32, offer: Offer, batch: &mut Batch) {
-        let key = WorkerKey { connection: link.id(), slot };
+        let key = WorkerKey {
+            connection: link.id(),
+            slot,
+        };
         tracing::info!(connection = %link.name(), role = %offer.role, max_in_flight = offer.max_in_flight, "worker serves");
         let tickets = self.dispatch().register(key, offer);
         self.hand_all(tickets, key, batch);
@@ -278,18 +310,30 @@ impl Router {
 pub(super) fn dismiss(seat: &Arc<Seat>, refusal: &Refusal, batch: &mut Batch) {
     let link = seat.link();
     let mut places = link.places();
-    if places.seats.get(seat.live().id()).is_some_and(|there| there.key() == seat.key()) {
+    if places
+        .seats
+        .get(seat.live().id())
+        .is_some_and(|there| there.key() == seat.key())
+    {
         places.seats.remove(seat.live().id());
     }
     drop(places);
-    link.tell(seat.live().id(), Control::Left(pb::Left { error: Some(refusal.to_pb()) }));
+    link.tell(
+        seat.live().id(),
+        Control::Left(pb::Left {
+            error: Some(refusal.to_pb()),
+        }),
+    );
     batch.touch_link(link);
 }
 
 impl Shared {
     fn enter(&mut self, placing: &Placing, joining: &Joining, batch: &Batch) -> Result<session::Entry, Refusal> {
         if joining.view == View::Watcher {
-            return Ok(session::Entry { begin: self.session.begin(&joining.start)?, replaced: None });
+            return Ok(session::Entry {
+                begin: self.session.begin(&joining.start)?,
+                replaced: None,
+            });
         }
         let member = session::Member {
             name: joining.name.clone(),
@@ -299,7 +343,10 @@ impl Shared {
             joined_at: batch.now.wall,
         };
         let listed = live::member(&member);
-        let was = self.seats().iter().find(|seat| seat.key().connection == placing.key.connection && seat.is_member());
+        let was = self
+            .seats()
+            .iter()
+            .find(|seat| seat.key().connection == placing.key.connection && seat.is_member());
         let was = was.map(|seat| (seat.name().clone(), seat.key()));
         let entry = self.session.join(member, &joining.start)?;
         let mut left = Vec::new();
@@ -307,7 +354,11 @@ impl Shared {
             left.extend(self.session.leave(&name, key).map(|member| live::member(&member)));
         }
         if entry.replaced.is_none() {
-            let note = self.presence(pb::Presence { joined: vec![listed], left, ..pb::Presence::default() });
+            let note = self.presence(pb::Presence {
+                joined: vec![listed],
+                left,
+                ..pb::Presence::default()
+            });
             self.note(note, true);
         }
         self.last_used = batch.now.mono;
@@ -321,8 +372,16 @@ impl Shared {
             head_seq: self.committed,
             first_seq: self.session.first(),
             resumed: begin.resumed,
-            member_id: if member { joining.name.to_string() } else { String::new() },
-            role: if member { joining.role.to_string() } else { String::new() },
+            member_id: if member {
+                joining.name.to_string()
+            } else {
+                String::new()
+            },
+            role: if member {
+                joining.role.to_string()
+            } else {
+                String::new()
+            },
             members: self.member_list(),
             member_count: self.session.members().len() as u32,
             open_requests: self.request_list(),

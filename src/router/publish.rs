@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::Router;
 use super::batch::Batch;
 use super::link::Link;
 use super::live::{AckTo, Live, Pending, Shared};
-use super::Router;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
 use crate::log::{Appended, Commit};
@@ -115,21 +115,42 @@ impl Router {
         }
         let mut shared = live.lock();
         shared.check_here(live.id())?;
-        let post = Post { sender: sender.name, id: &frame.id, kind: kind(&frame, sender, asked.as_ref(), is_reply) };
+        let post = Post {
+            sender: sender.name,
+            id: &frame.id,
+            kind: kind(&frame, sender, asked.as_ref(), is_reply),
+        };
         // A private frame's addressee is looked up by its text.
         let plan = match shared.session.plan_post(&post)? {
             Verdict::Append(plan) => plan,
             Verdict::Duplicate { seq, index } => {
-                let accepted = pb::Accepted { seq, duplicate: true, index, ..accepted(live, &frame, is_reply) };
-                return Ok(Posted { accepted, effects: Vec::new(), later: None });
+                let accepted = pb::Accepted {
+                    seq,
+                    duplicate: true,
+                    index,
+                    ..accepted(live, &frame, is_reply)
+                };
+                return Ok(Posted {
+                    accepted,
+                    effects: Vec::new(),
+                    later: None,
+                });
             }
         };
         frame.attempt = plan.attempt;
         frame.index = plan.index;
         frame.from = Some(sender.address_of(plan.slot));
-        let accepted = pb::Accepted { seq: plan.seq, index: plan.index, ..accepted(live, &frame, is_reply) };
+        let accepted = pb::Accepted {
+            seq: plan.seq,
+            index: plan.index,
+            ..accepted(live, &frame, is_reply)
+        };
         let (effects, later) = self.append(live, &mut shared, frame, plan, now)?;
-        Ok(Posted { accepted, effects, later })
+        Ok(Posted {
+            accepted,
+            effects,
+            later,
+        })
     }
 
     /// Writes the plan's frame to the log, and lets it have happened.
@@ -164,7 +185,11 @@ impl Router {
 
     /// Does what follows from an accepted frame: now, or when it is durable.
     fn settle(&self, live: &Arc<Live>, posted: Posted, ack: Option<AckTo>, batch: &mut Batch) {
-        let Posted { accepted, effects, later } = posted;
+        let Posted {
+            accepted,
+            effects,
+            later,
+        } = posted;
         let Some(wait) = later else {
             if !accepted.duplicate {
                 batch.touch(live);
@@ -172,7 +197,11 @@ impl Router {
             self.carry_out(live, effects, batch);
             return;
         };
-        live.lock().pending.push_back(Pending { seq: accepted.seq, effects, ack });
+        live.lock().pending.push_back(Pending {
+            seq: accepted.seq,
+            effects,
+            ack,
+        });
         let router = self.clone();
         let live = Arc::clone(live);
         tokio::spawn(async move {
@@ -201,7 +230,8 @@ impl Router {
                 None => {}
                 // A call that is gone needs no answer.
                 Some(AckTo::Call(call)) => drop(call.send(())),
-                Some(AckTo::Link(link, accepted)) => match acks.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &link)) {
+                Some(AckTo::Link(link, accepted)) => match acks.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &link))
+                {
                     Some((_, list)) => list.push(accepted),
                     None => acks.push((link, vec![accepted])),
                 },
@@ -232,7 +262,10 @@ impl Router {
         for effect in effects {
             match effect {
                 Effect::Submit { request, role, prefer } => {
-                    let ticket = Ticket { session: live.id().clone(), request: request.clone() };
+                    let ticket = Ticket {
+                        session: live.id().clone(),
+                        request: request.clone(),
+                    };
                     let placed = self.dispatch().submit(ticket, &role, prefer);
                     match placed {
                         Ok(Placed::With(worker)) => self.hand(live, &request, worker, batch),
@@ -243,7 +276,10 @@ impl Router {
                     }
                 }
                 Effect::Withdraw { request, role } => {
-                    let ticket = Ticket { session: live.id().clone(), request };
+                    let ticket = Ticket {
+                        session: live.id().clone(),
+                        request,
+                    };
                     self.dispatch().withdraw(&ticket, &role);
                 }
                 Effect::Release { worker } => self.release(live, worker, batch),
@@ -253,9 +289,20 @@ impl Router {
     }
 
     fn stop(&self, live: &Arc<Live>, worker: WorkerKey, request: &Str, cause: Cause, batch: &mut Batch) {
-        let Some(link) = self.link(worker.connection) else { return };
-        let reason = cause.reason().map(|reason| reason.row().name.to_owned()).unwrap_or_default();
-        link.tell(live.id(), Control::Cancel(pb::Cancel { request_id: request.to_string(), reason }));
+        let Some(link) = self.link(worker.connection) else {
+            return;
+        };
+        let reason = cause
+            .reason()
+            .map(|reason| reason.row().name.to_owned())
+            .unwrap_or_default();
+        link.tell(
+            live.id(),
+            Control::Cancel(pb::Cancel {
+                request_id: request.to_string(),
+                reason,
+            }),
+        );
         batch.touch_link(&link);
     }
 
@@ -297,7 +344,7 @@ impl Router {
             return self.end_or_retry(live, request, Cause::WorkerLost, batch);
         };
         tracing::debug!(session = %live.id(), %request, connection = %link.name(), attempt, "request handed to a worker");
-        link.push(&handed(frame.frame(), attempt, remaining));
+        link.push(handed(frame.frame(), attempt, remaining));
         batch.touch_link(&link);
         if link.is_closed() {
             // It went away between being chosen and being handed the request, too late to be asked what it holds.
@@ -314,8 +361,14 @@ impl Router {
         message: &str,
         batch: &mut Batch,
     ) -> Result<(), Refusal> {
-        let reason = cause.reason().ok_or_else(|| Refusal::new(Reason::Internal, "an answer needs a worker"))?;
-        let message = if message.is_empty() { reason.row().text.to_owned() } else { message.to_owned() };
+        let reason = cause
+            .reason()
+            .ok_or_else(|| Refusal::new(Reason::Internal, "an answer needs a worker"))?;
+        let message = if message.is_empty() {
+            reason.row().text.to_owned()
+        } else {
+            message.to_owned()
+        };
         let mut shared = live.lock();
         if cause.needs_waiting() && !shared.session.is_waiting(request) {
             // It got a worker at the last moment.
@@ -323,7 +376,11 @@ impl Router {
         }
         let plan = shared.session.plan_end(request, cause)?;
         let frame = Frame {
-            reply_to: shared.session.request(request).map(|frame| frame.frame().id.clone()).unwrap_or_default(),
+            reply_to: shared
+                .session
+                .request(request)
+                .map(|frame| frame.frame().id.clone())
+                .unwrap_or_default(),
             last: true,
             attempt: plan.attempt,
             index: plan.index,
@@ -335,8 +392,20 @@ impl Router {
         let (effects, later) = self.append(live, &mut shared, frame, plan, batch.now)?;
         drop(shared);
         tracing::debug!(session = %live.id(), request, %reason, "request ended by the gateway");
-        let accepted = pb::Accepted { seq, ..pb::Accepted::default() };
-        self.settle(live, Posted { accepted, effects, later }, None, batch);
+        let accepted = pb::Accepted {
+            seq,
+            ..pb::Accepted::default()
+        };
+        self.settle(
+            live,
+            Posted {
+                accepted,
+                effects,
+                later,
+            },
+            None,
+            batch,
+        );
         Ok(())
     }
 
@@ -391,7 +460,10 @@ impl Shared {
     /// A session that was deleted under somebody's hands is not there any more.
     pub(super) fn check_here(&self, session: &Str) -> Result<(), Refusal> {
         match self.gone {
-            true => Err(Refusal::new(Reason::SessionDeleted, format!("session {session} was deleted"))),
+            true => Err(Refusal::new(
+                Reason::SessionDeleted,
+                format!("session {session} was deleted"),
+            )),
             false => Ok(()),
         }
     }
@@ -399,7 +471,11 @@ impl Shared {
 
 fn kind<'a>(frame: &'a Frame, sender: &Sender<'_>, asked: Option<&'a Asked>, is_reply: bool) -> Kind<'a> {
     if let Some(Asked { role, accept, total }) = asked {
-        return Kind::Request { role, accept: *accept, total: *total };
+        return Kind::Request {
+            role,
+            accept: *accept,
+            total: *total,
+        };
     }
     if is_reply {
         return Kind::Reply(reply(frame, sender));
@@ -425,7 +501,11 @@ fn accepted(live: &Live, frame: &Frame, is_reply: bool) -> pb::Accepted {
     pb::Accepted {
         session_id: live.id().to_string(),
         id: frame.id.to_string(),
-        reply_to: if is_reply { frame.reply_to.to_string() } else { String::new() },
+        reply_to: if is_reply {
+            frame.reply_to.to_string()
+        } else {
+            String::new()
+        },
         ..pb::Accepted::default()
     }
 }
@@ -433,8 +513,15 @@ fn accepted(live: &Live, frame: &Frame, is_reply: bool) -> pb::Accepted {
 /// A request as its worker gets it.
 fn handed(frame: &Frame, attempt: u32, remaining: Duration) -> Frame {
     let total = prost_types::Duration::try_from(remaining).ok();
-    let timeouts = pb::Timeouts { total, ..pb::Timeouts::default() };
+    let timeouts = pb::Timeouts {
+        total,
+        ..pb::Timeouts::default()
+    };
     let mut options = frame.options.as_deref().cloned().unwrap_or_default();
     options.timeouts = Some(timeouts);
-    Frame { attempt, options: Some(Box::new(options)), ..frame.clone() }
+    Frame {
+        attempt,
+        options: Some(Box::new(options)),
+        ..frame.clone()
+    }
 }

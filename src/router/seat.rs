@@ -49,7 +49,11 @@ pub struct Cursor {
 impl Cursor {
     /// A cursor that begins here.
     pub fn at(next: u64, next_note: u64) -> Self {
-        Self { next, next_note, ..Self::default() }
+        Self {
+            next,
+            next_note,
+            ..Self::default()
+        }
     }
 
     /// The connection asked this, and waits for the answer.
@@ -96,8 +100,27 @@ pub struct Placing {
 impl Seat {
     /// A new seat, whose cursor begins as said.
     pub fn new(placing: Placing, cursor: Cursor) -> Self {
-        let Placing { live, link, key, view, address, name, presence } = placing;
-        Self { live, link, key, view, address, name, presence, marked: AtomicBool::new(false), vacated: AtomicBool::new(false), cursor: Mutex::new(cursor) }
+        let Placing {
+            live,
+            link,
+            key,
+            view,
+            address,
+            name,
+            presence,
+        } = placing;
+        Self {
+            live,
+            link,
+            key,
+            view,
+            address,
+            name,
+            presence,
+            marked: AtomicBool::new(false),
+            vacated: AtomicBool::new(false),
+            cursor: Mutex::new(cursor),
+        }
     }
 
     /// Its session.
@@ -181,7 +204,12 @@ impl Seat {
 
     /// The frame that tells of a hole.
     pub(super) fn gap(&self, from: u64, to: u64, reason: pb::GapReason) -> Frame {
-        let gap = pb::Gap { from_seq: from, to_seq: to, reason: reason as i32, epoch: self.live.epoch().to_string() };
+        let gap = pb::Gap {
+            from_seq: from,
+            to_seq: to,
+            reason: reason as i32,
+            epoch: self.live.epoch().to_string(),
+        };
         Frame {
             session_id: self.live.id().clone(),
             body: Body::Control(Box::new(Control::Gap(gap))),

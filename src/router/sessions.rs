@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use super::Router;
 use super::batch::Batch;
 use super::live::Live;
 use super::members::dismiss;
-use super::Router;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Frame, Sealed, Str, pb};
 use crate::log::Limit;
@@ -57,7 +57,10 @@ impl Router {
     pub fn create(&self, id: &Str, metadata: Vec<(String, String)>) -> Result<pb::Session, Refusal> {
         let (live, new) = self.open(id)?;
         if !new {
-            return Err(Refusal::new(Reason::SessionExists, format!("there is a session {id} already")));
+            return Err(Refusal::new(
+                Reason::SessionExists,
+                format!("there is a session {id} already"),
+            ));
         }
         let mut shared = live.lock();
         shared.session.update(metadata, &[], self.now().wall);
@@ -100,8 +103,11 @@ impl Router {
         shared.check_here(live.id())?;
         let now = shared.describe();
         if !etag.is_empty() && etag != now.etag {
-            return Err(Refusal::new(Reason::EtagMismatch, format!("the session's etag is {}, not {etag}", now.etag))
-                .with("etag", now.etag));
+            return Err(Refusal::new(
+                Reason::EtagMismatch,
+                format!("the session's etag is {}, not {etag}", now.etag),
+            )
+            .with("etag", now.etag));
         }
         let mut wanted = now;
         wanted.metadata.extend(set.iter().cloned());
@@ -120,8 +126,13 @@ impl Router {
         let live = self.find(id)?;
         let mut batch = Batch::new(self.now());
         loop {
-            let open: Vec<Str> =
-                live.lock().session.open_requests().into_iter().map(|request| request.id.clone()).collect();
+            let open: Vec<Str> = live
+                .lock()
+                .session
+                .open_requests()
+                .into_iter()
+                .map(|request| request.id.clone())
+                .collect();
             for request in &open {
                 match self.end(&live, request, Cause::SessionClosed, reason, &mut batch) {
                     Err(refusal) if refusal.reason != Reason::RequestEnded => {
@@ -139,7 +150,11 @@ impl Router {
             }
             let was = shared.session.state();
             shared.session.close(batch.now.wall);
-            let changed = if was == shared.session.state() { shared.describe() } else { shared.tell_changed() };
+            let changed = if was == shared.session.state() {
+                shared.describe()
+            } else {
+                shared.tell_changed()
+            };
             drop(shared);
             batch.touch(&live);
             batch.finish(None);
@@ -151,7 +166,10 @@ impl Router {
     /// Removes a session with all that it holds.
     pub fn delete(&self, id: &str) -> Result<(), Refusal> {
         let live = self.find(id)?;
-        self.evict(&live, &Refusal::new(Reason::SessionDeleted, format!("session {id} was deleted")));
+        self.evict(
+            &live,
+            &Refusal::new(Reason::SessionDeleted, format!("session {id} was deleted")),
+        );
         tracing::info!(session = id, "session deleted");
         Ok(())
     }
@@ -168,7 +186,12 @@ impl Router {
         let mut shared = live.lock();
         shared.gone = true;
         let mut effects = Vec::new();
-        let open: Vec<Str> = shared.session.open_requests().into_iter().map(|request| request.id.clone()).collect();
+        let open: Vec<Str> = shared
+            .session
+            .open_requests()
+            .into_iter()
+            .map(|request| request.id.clone())
+            .collect();
         for request in open {
             effects.extend(shared.session.abandon(&request, Cause::SessionDeleted));
         }
@@ -194,10 +217,23 @@ impl Router {
             (shared.committed, shared.session.first())
         };
         if !epoch.is_empty() && *live.epoch() != *epoch {
-            return Err(Refusal::new(Reason::EpochChanged, "the session's log was begun anew since the page token was made"));
+            return Err(Refusal::new(
+                Reason::EpochChanged,
+                "the session's log was begun anew since the page token was made",
+            ));
         }
-        let mut listing = Listing { frames: Vec::new(), next: None, epoch: live.epoch().clone(), head: committed, first };
-        let end = if query.before == 0 { committed + 1 } else { query.before.min(committed + 1) };
+        let mut listing = Listing {
+            frames: Vec::new(),
+            next: None,
+            epoch: live.epoch().clone(),
+            head: committed,
+            first,
+        };
+        let end = if query.before == 0 {
+            committed + 1
+        } else {
+            query.before.min(committed + 1)
+        };
         let mut bounds = (query.after.saturating_add(1).max(first), end);
         let mut looked = 0;
         let mut bytes = 0;
@@ -206,7 +242,10 @@ impl Router {
                 listing.next = Some(if query.newest_first { bounds.1 } else { bounds.0 - 1 });
                 break;
             }
-            let limit = Limit { frames: 256, bytes: LISTED_BYTES };
+            let limit = Limit {
+                frames: 256,
+                bytes: LISTED_BYTES,
+            };
             let mut page = match query.newest_first {
                 true => self.inner.log.read_back(live.id(), bounds.1 - 1, limit).await?.frames,
                 false => self.inner.log.read(live.id(), bounds.0, limit).await?.frames,
@@ -253,7 +292,9 @@ impl super::live::Shared {
     /// Tells the members what the session is like now.
     fn tell_changed(&mut self) -> pb::Session {
         let session = self.describe();
-        let frame = self.control(Control::SessionChanged(pb::SessionChanged { session: Some(session.clone()) }));
+        let frame = self.control(Control::SessionChanged(pb::SessionChanged {
+            session: Some(session.clone()),
+        }));
         self.note(frame, false);
         session
     }

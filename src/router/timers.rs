@@ -70,11 +70,11 @@ pub(super) fn start(router: &Router) {
 async fn deadlines(inner: Weak<Inner>) {
     while let Some(inner) = inner.upgrade() {
         let router = Router { inner };
-        let (due, next) = router.inner.timers.take_due(Instant::now());
+        let (due, next) = router.inner.timers.take_due(router.now().mono);
         for live in due {
             router.expire(&live);
         }
-        let wait = next.map_or(LATE, |next| next.saturating_duration_since(Instant::now()).min(LATE));
+        let wait = next.map_or(LATE, |next| next.saturating_duration_since(router.now().mono).min(LATE));
         let earlier = router.inner.timers.earlier.notified();
         tokio::select! {
             () = earlier => {}
@@ -101,8 +101,10 @@ async fn ticker(inner: Weak<Inner>, period: Duration) {
 impl Router {
     /// Sees to it that the timers look at the session when it has a deadline.
     pub(super) fn arm(&self, live: &Arc<Live>, shared: &mut Shared) {
-        let retry = (!shared.unended.is_empty()).then(|| Instant::now() + RETRY);
-        let Some(at) = shared.session.deadline().into_iter().chain(retry).min() else { return };
+        let retry = (!shared.unended.is_empty()).then(|| self.now().mono + RETRY);
+        let Some(at) = shared.session.deadline().into_iter().chain(retry).min() else {
+            return;
+        };
         if shared.armed.is_none_or(|armed| at < armed) {
             shared.armed = Some(at);
             self.inner.timers.add(at, self.next_id(), live);
@@ -136,7 +138,13 @@ impl Router {
     }
 
     fn why_unaccepted(&self, live: &Live, request: &str) -> Cause {
-        let role = live.lock().session.open_requests().into_iter().find(|open| *open.id == *request).map(|open| open.role.clone());
+        let role = live
+            .lock()
+            .session
+            .open_requests()
+            .into_iter()
+            .find(|open| *open.id == *request)
+            .map(|open| open.role.clone());
         match role {
             Some(role) if self.dispatch().is_served(&role, live.id()) => Cause::AcceptTimeout,
             _ => Cause::NoWorker,
@@ -169,7 +177,7 @@ impl Router {
 
     /// Removes sessions that nobody has used for long.
     fn sweep(&self) {
-        let now = Instant::now();
+        let now = self.now().mono;
         for live in self.all_sessions() {
             let shared = live.lock();
             let idle = shared.seats().is_empty()
@@ -177,7 +185,10 @@ impl Router {
                 && now.saturating_duration_since(shared.last_used) > self.inner.idle;
             drop(shared);
             if idle {
-                self.evict(&live, &Refusal::new(Reason::SessionDeleted, "the session was not used for long"));
+                self.evict(
+                    &live,
+                    &Refusal::new(Reason::SessionDeleted, "the session was not used for long"),
+                );
                 tracing::info!(session = %live.id(), "idle session removed");
             }
         }
@@ -193,22 +204,33 @@ impl Router {
 
     /// How many requests are open.
     pub fn open_requests(&self) -> usize {
-        self.all_sessions().iter().map(|live| live.lock().session.open_request_count()).sum()
+        self.all_sessions()
+            .iter()
+            .map(|live| live.lock().session.open_request_count())
+            .sum()
     }
 
     /// Ends what is still open, and all connections.
     pub fn shut_down(&self) {
         let mut batch = Batch::new(self.now());
         for live in self.all_sessions() {
-            let open: Vec<_> =
-                live.lock().session.open_requests().into_iter().map(|request| request.id.clone()).collect();
+            let open: Vec<_> = live
+                .lock()
+                .session
+                .open_requests()
+                .into_iter()
+                .map(|request| request.id.clone())
+                .collect();
             for request in open {
                 self.end_or_retry(&live, &request, Cause::Shutdown, &mut batch);
             }
         }
         batch.finish(None);
         for link in self.all_links() {
-            link.end(Some(Refusal::new(Reason::Shutdown, "the gateway stopped; connect again")));
+            link.end(Some(Refusal::new(
+                Reason::Shutdown,
+                "the gateway stopped; connect again",
+            )));
         }
     }
 }

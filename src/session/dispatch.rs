@@ -73,7 +73,10 @@ pub struct Dispatch {
 impl Dispatch {
     /// No workers yet; at most so many requests wait for a role.
     pub fn new(max_waiting: usize) -> Self {
-        Self { max_waiting, ..Self::default() }
+        Self {
+            max_waiting,
+            ..Self::default()
+        }
     }
 
     /// A worker offers itself, or changes its offer. The requests that it gets at once.
@@ -83,7 +86,11 @@ impl Dispatch {
         let role = self.roles.entry(name).or_default();
         match role.workers.iter_mut().find(|worker| worker.key == key) {
             Some(worker) => worker.offer = offer,
-            None => role.workers.push(Worker { key, offer, in_flight: 0 }),
+            None => role.workers.push(Worker {
+                key,
+                offer,
+                in_flight: 0,
+            }),
         }
         role.fill(key)
     }
@@ -110,7 +117,10 @@ impl Dispatch {
         if role.waiting.len() >= self.max_waiting {
             return Err(Refusal::new(
                 Reason::TooManyWaiting,
-                format!("{} requests wait for the role {name}, the most that may", self.max_waiting),
+                format!(
+                    "{} requests wait for the role {name}, the most that may",
+                    self.max_waiting
+                ),
             )
             .with("limit", self.max_waiting.to_string()));
         }
@@ -128,17 +138,27 @@ impl Dispatch {
 
     /// A worker is done with a request. The requests that it gets instead.
     pub fn release(&mut self, key: WorkerKey) -> Vec<Ticket> {
-        let Some(name) = self.served.get(&key) else { return Vec::new() };
-        let Some(role) = self.roles.get_mut(name) else { return Vec::new() };
+        let Some(name) = self.served.get(&key) else {
+            return Vec::new();
+        };
+        let Some(role) = self.roles.get_mut(name) else {
+            return Vec::new();
+        };
         if let Some(worker) = role.workers.iter_mut().find(|worker| worker.key == key) {
             worker.in_flight = worker.in_flight.saturating_sub(1);
         }
-        if role.waiting.is_empty() { Vec::new() } else { role.fill(key) }
+        if role.waiting.is_empty() {
+            Vec::new()
+        } else {
+            role.fill(key)
+        }
     }
 
     /// Whether some worker serves the role for the session, with room or without.
     pub fn is_served(&self, name: &str, session: &str) -> bool {
-        self.roles.get(name).is_some_and(|role| role.workers.iter().any(|worker| worker.serves(session)))
+        self.roles
+            .get(name)
+            .is_some_and(|role| role.workers.iter().any(|worker| worker.serves(session)))
     }
 
     /// How many requests wait for the role.
@@ -147,7 +167,11 @@ impl Dispatch {
     }
 
     fn forget_if_unused(&mut self, name: &str) {
-        if self.roles.get(name).is_some_and(|role| role.workers.is_empty() && role.waiting.is_empty()) {
+        if self
+            .roles
+            .get(name)
+            .is_some_and(|role| role.workers.is_empty() && role.waiting.is_empty())
+        {
             self.roles.remove(name);
         }
     }
@@ -166,7 +190,9 @@ impl Role {
 
     /// Gives a worker what waits, oldest first, for as long as it has room.
     fn fill(&mut self, key: WorkerKey) -> Vec<Ticket> {
-        let Some(worker) = self.workers.iter_mut().find(|worker| worker.key == key) else { return Vec::new() };
+        let Some(worker) = self.workers.iter_mut().find(|worker| worker.key == key) else {
+            return Vec::new();
+        };
         let mut given = Vec::new();
         let mut at = 0;
         while worker.room() > 0 && at < self.waiting.len() {
@@ -185,8 +211,12 @@ impl Role {
 pub fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let head = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(head) else { return false };
-    let Some(tail) = parts.next_back() else { return rest.is_empty() };
+    let Some(mut rest) = name.strip_prefix(head) else {
+        return false;
+    };
+    let Some(tail) = parts.next_back() else {
+        return rest.is_empty();
+    };
     for part in parts {
         match rest.find(part) {
             Some(at) => rest = &rest[at + part.len()..],
@@ -202,16 +232,26 @@ mod tests {
     use crate::session::ConnectionId;
 
     fn key(connection: u64) -> WorkerKey {
-        WorkerKey { connection: ConnectionId(connection), slot: 0 }
+        WorkerKey {
+            connection: ConnectionId(connection),
+            slot: 0,
+        }
     }
 
     fn ticket(session: &str, request: &str) -> Ticket {
-        Ticket { session: session.into(), request: request.into() }
+        Ticket {
+            session: session.into(),
+            request: request.into(),
+        }
     }
 
     fn offer(sessions: &[&str], max_in_flight: u32) -> Offer {
         let sessions = sessions.iter().map(|pattern| (*pattern).into()).collect();
-        Offer { role: "brain".into(), sessions, max_in_flight }
+        Offer {
+            role: "brain".into(),
+            sessions,
+            max_in_flight,
+        }
     }
 
     #[test]

@@ -143,9 +143,19 @@ pub struct Plan {
 #[derive(Debug)]
 enum Change {
     None,
-    Open { request: Str, role: Str, accept: Duration, total: Duration },
-    Chunk { request: Str },
-    End { request: Str, cause: Cause },
+    Open {
+        request: Str,
+        role: Str,
+        accept: Duration,
+        total: Duration,
+    },
+    Chunk {
+        request: Str,
+    },
+    End {
+        request: Str,
+        cause: Cause,
+    },
 }
 
 /// What has to be done outside.
@@ -340,10 +350,22 @@ impl<F> Session<F> {
             }
             Kind::Request { role, accept, total } => {
                 self.check_request(post.id)?;
-                Change::Open { request: post.id.clone(), role: (*role).clone(), accept: *accept, total: *total }
+                Change::Open {
+                    request: post.id.clone(),
+                    role: (*role).clone(),
+                    accept: *accept,
+                    total: *total,
+                }
             }
         };
-        Ok(Verdict::Append(Plan { seq: self.head + 1, attempt: 0, index: None, slot: None, key, change }))
+        Ok(Verdict::Append(Plan {
+            seq: self.head + 1,
+            attempt: 0,
+            index: None,
+            slot: None,
+            key,
+            change,
+        }))
     }
 
     fn plan_reply(&self, post: &Post<'_>, reply: Reply<'_>) -> Result<Verdict, Refusal> {
@@ -351,7 +373,13 @@ impl<F> Session<F> {
             Some(open) => open,
             None => return Err(self.no_such_request(reply.request)),
         };
-        let Phase::Assigned { worker, attempt, chunks, last_seq } = open.phase else {
+        let Phase::Assigned {
+            worker,
+            attempt,
+            chunks,
+            last_seq,
+        } = open.phase
+        else {
             return Err(not_yours(reply.request));
         };
         if worker.connection != reply.connection {
@@ -360,11 +388,19 @@ impl<F> Session<F> {
         if reply.attempt != 0 && reply.attempt != attempt {
             return Err(Refusal::new(
                 Reason::Superseded,
-                format!("the request is at attempt {attempt}, the reply is of attempt {}", reply.attempt),
+                format!(
+                    "the request is at attempt {attempt}, the reply is of attempt {}",
+                    reply.attempt
+                ),
             ));
         }
         match reply.index {
-            Some(index) if index < chunks => return Ok(Verdict::Duplicate { seq: last_seq, index: Some(chunks - 1) }),
+            Some(index) if index < chunks => {
+                return Ok(Verdict::Duplicate {
+                    seq: last_seq,
+                    index: Some(chunks - 1),
+                });
+            }
             Some(index) if index > chunks => {
                 return Err(Refusal::new(
                     Reason::ChunkOutOfOrder,
@@ -380,7 +416,10 @@ impl<F> Session<F> {
         }
         let request = reply.request.clone();
         let change = match reply.last {
-            true => Change::End { request, cause: Cause::Answered },
+            true => Change::End {
+                request,
+                cause: Cause::Answered,
+            },
             false => Change::Chunk { request },
         };
         Ok(Verdict::Append(Plan {
@@ -399,7 +438,9 @@ impl<F> Session<F> {
             return Err(self.no_such_request(reply.request));
         };
         match open.phase {
-            Phase::Assigned { worker, attempt, .. } if worker.connection == reply.connection => Ok((attempt, worker.slot)),
+            Phase::Assigned { worker, attempt, .. } if worker.connection == reply.connection => {
+                Ok((attempt, worker.slot))
+            }
             _ => Err(not_yours(reply.request)),
         }
     }
@@ -425,14 +466,28 @@ impl<F> Session<F> {
             Phase::Waiting { .. } => (0, None),
             Phase::Assigned { attempt, chunks, .. } => (attempt, Some(chunks)),
         };
-        let change = Change::End { request: name.clone(), cause };
-        Ok(Plan { seq: self.head + 1, attempt, index, slot: None, key: None, change })
+        let change = Change::End {
+            request: name.clone(),
+            cause,
+        };
+        Ok(Plan {
+            seq: self.head + 1,
+            attempt,
+            index,
+            slot: None,
+            key: None,
+            change,
+        })
     }
 
     /// The plan's frame is in the log, whose first seq is now `first`. `kept` is what to keep with the request that the frame
     /// opens, if it opens one.
     pub fn apply(&mut self, plan: Plan, first: u64, kept: F, now: Now) -> Vec<Effect> {
-        debug_assert_eq!(plan.seq, self.head + 1, "a plan must be applied before the next is made");
+        debug_assert_eq!(
+            plan.seq,
+            self.head + 1,
+            "a plan must be applied before the next is made"
+        );
         self.head = plan.seq;
         self.first = first;
         if let Some(key) = plan.key {
@@ -440,7 +495,12 @@ impl<F> Session<F> {
         }
         match plan.change {
             Change::None => Vec::new(),
-            Change::Open { request, role, accept, total } => {
+            Change::Open {
+                request,
+                role,
+                accept,
+                total,
+            } => {
                 let prefer = self.requests.sticky(&role);
                 self.requests.open(
                     request.clone(),
@@ -449,7 +509,9 @@ impl<F> Session<F> {
                         role: role.clone(),
                         accepted_at: now.wall,
                         total_until: now.mono + total,
-                        phase: Phase::Waiting { until: now.mono + accept.min(total) },
+                        phase: Phase::Waiting {
+                            until: now.mono + accept.min(total),
+                        },
                         attempts: 0,
                         kept,
                     },
@@ -469,7 +531,10 @@ impl<F> Session<F> {
             return Vec::new();
         };
         match open.phase {
-            Phase::Waiting { .. } => vec![Effect::Withdraw { request, role: open.role }],
+            Phase::Waiting { .. } => vec![Effect::Withdraw {
+                request,
+                role: open.role,
+            }],
             Phase::Assigned { worker, .. } if cause.stops_worker() => {
                 vec![Effect::Stop { worker, request, cause }, Effect::Release { worker }]
             }
@@ -495,7 +560,9 @@ impl<F> Session<F> {
 
     /// Whether the request is open, and no worker has it.
     pub fn is_waiting(&self, request: &str) -> bool {
-        self.requests.get(request).is_some_and(|open| matches!(open.phase, Phase::Waiting { .. }))
+        self.requests
+            .get(request)
+            .is_some_and(|open| matches!(open.phase, Phase::Waiting { .. }))
     }
 
     /// The requests that the connection holds as a worker.
@@ -505,7 +572,9 @@ impl<F> Session<F> {
 
     /// How much of a request's total time is left.
     pub fn remaining(&self, request: &str, now: Instant) -> Option<Duration> {
-        self.requests.get(request).map(|open| open.total_until.saturating_duration_since(now))
+        self.requests
+            .get(request)
+            .map(|open| open.total_until.saturating_duration_since(now))
     }
 
     /// Where a reader that wants `start` begins.
@@ -513,10 +582,18 @@ impl<F> Session<F> {
         let live = self.head + 1;
         let Some(after) = start.after else {
             let next = live.saturating_sub(u64::from(start.tail)).max(self.first);
-            return Ok(Begin { next, resumed: false, void_from: None });
+            return Ok(Begin {
+                next,
+                resumed: false,
+                void_from: None,
+            });
         };
         if !start.epoch.is_empty() && start.epoch != self.epoch {
-            return Ok(Begin { next: self.first, resumed: false, void_from: Some(after + 1) });
+            return Ok(Begin {
+                next: self.first,
+                resumed: false,
+                void_from: Some(after + 1),
+            });
         }
         if after > self.head {
             return Err(Refusal::new(
@@ -525,7 +602,11 @@ impl<F> Session<F> {
             )
             .with("head_seq", self.head.to_string()));
         }
-        Ok(Begin { next: after + 1, resumed: after + 1 >= self.first, void_from: None })
+        Ok(Begin {
+            next: after + 1,
+            resumed: after + 1 >= self.first,
+            void_from: None,
+        })
     }
 
     /// Make a connection a member.
@@ -535,11 +616,17 @@ impl<F> Session<F> {
         if !known && self.members.len() >= self.limits.members {
             return Err(Refusal::new(
                 Reason::TooManyMembers,
-                format!("session {} has {} members, the most it may have", self.id, self.limits.members),
+                format!(
+                    "session {} has {} members, the most it may have",
+                    self.id, self.limits.members
+                ),
             )
             .with("limit", self.limits.members.to_string()));
         }
-        Ok(Entry { begin, replaced: self.members.insert(member) })
+        Ok(Entry {
+            begin,
+            replaced: self.members.insert(member),
+        })
     }
 
     /// The connection is no member any more. Nothing happens if another one has its name by now.
@@ -548,12 +635,7 @@ impl<F> Session<F> {
     }
 
     /// Change the metadata; both lists have been checked.
-    pub fn update(
-        &mut self,
-        set: impl IntoIterator<Item = (String, String)>,
-        unset: &[String],
-        now: SystemTime,
-    ) {
+    pub fn update(&mut self, set: impl IntoIterator<Item = (String, String)>, unset: &[String], now: SystemTime) {
         self.metadata.extend(set);
         for key in unset {
             self.metadata.remove(key);
@@ -595,7 +677,10 @@ impl<F> Session<F> {
         if self.requests.len() >= self.limits.open_requests {
             return Err(Refusal::new(
                 Reason::TooManyRequests,
-                format!("session {} has {} open requests, the most it may have", self.id, self.limits.open_requests),
+                format!(
+                    "session {} has {} open requests, the most it may have",
+                    self.id, self.limits.open_requests
+                ),
             )
             .with("limit", self.limits.open_requests.to_string()));
         }
@@ -605,13 +690,22 @@ impl<F> Session<F> {
     /// Whether the request is over, or was never heard of.
     pub fn no_such_request(&self, request: &str) -> Refusal {
         if self.requests.has_ended(request) {
-            Refusal::new(Reason::RequestEnded, format!("request {request} is over; what is sent for it reaches nobody"))
+            Refusal::new(
+                Reason::RequestEnded,
+                format!("request {request} is over; what is sent for it reaches nobody"),
+            )
         } else {
-            Refusal::new(Reason::RequestNotFound, format!("session {} knows of no request {request}", self.id))
+            Refusal::new(
+                Reason::RequestNotFound,
+                format!("session {} knows of no request {request}", self.id),
+            )
         }
     }
 }
 
 fn not_yours(request: &str) -> Refusal {
-    Refusal::new(Reason::NotYourRequest, format!("request {request} is not held by this connection"))
+    Refusal::new(
+        Reason::NotYourRequest,
+        format!("request {request} is not held by this connection"),
+    )
 }

@@ -102,7 +102,12 @@ pub(super) enum Phase {
     /// No worker has it.
     Waiting { until: Instant },
     /// A worker has it. `chunks` is also the index of the next one; `last_seq` is where the last one is.
-    Assigned { worker: WorkerKey, attempt: u32, chunks: u32, last_seq: u64 },
+    Assigned {
+        worker: WorkerKey,
+        attempt: u32,
+        chunks: u32,
+        last_seq: u64,
+    },
 }
 
 impl<F> Request<F> {
@@ -125,7 +130,12 @@ pub(super) struct Requests<F> {
 
 impl<F> Default for Requests<F> {
     fn default() -> Self {
-        Self { open: HashMap::new(), ended: VecDeque::new(), sticky: Vec::new(), earliest: None }
+        Self {
+            open: HashMap::new(),
+            ended: VecDeque::new(),
+            sticky: Vec::new(),
+            earliest: None,
+        }
     }
 }
 
@@ -154,7 +164,10 @@ impl<F> Requests<F> {
     }
 
     pub fn sticky(&self, role: &str) -> Option<WorkerKey> {
-        self.sticky.iter().find(|(name, _)| name == role).map(|(_, worker)| *worker)
+        self.sticky
+            .iter()
+            .find(|(name, _)| name == role)
+            .map(|(_, worker)| *worker)
     }
 
     pub fn open(&mut self, id: Str, request: Request<F>) {
@@ -164,7 +177,11 @@ impl<F> Requests<F> {
     }
 
     pub fn chunk(&mut self, request: &str, seq: u64) {
-        if let Some(Request { phase: Phase::Assigned { chunks, last_seq, .. }, .. }) = self.open.get_mut(request) {
+        if let Some(Request {
+            phase: Phase::Assigned { chunks, last_seq, .. },
+            ..
+        }) = self.open.get_mut(request)
+        {
             *chunks += 1;
             *last_seq = seq;
         }
@@ -188,7 +205,12 @@ impl<F> Requests<F> {
             return None;
         }
         open.attempts += 1;
-        open.phase = Phase::Assigned { worker, attempt: open.attempts, chunks: 0, last_seq: open.seq };
+        open.phase = Phase::Assigned {
+            worker,
+            attempt: open.attempts,
+            chunks: 0,
+            last_seq: open.seq,
+        };
         let attempt = open.attempts;
         let role = open.role.clone();
         self.stick(role, worker);
@@ -216,7 +238,11 @@ impl<F> Requests<F> {
             .iter()
             .filter(|(_, open)| open.next_deadline() <= now)
             .map(|(id, open)| {
-                let due = if open.total_until <= now { Due::Total } else { Due::Accept };
+                let due = if open.total_until <= now {
+                    Due::Total
+                } else {
+                    Due::Accept
+                };
                 (id.clone(), due)
             })
             .collect();
@@ -227,9 +253,7 @@ impl<F> Requests<F> {
     pub fn held_by(&self, connection: ConnectionId) -> Vec<Str> {
         self.open
             .iter()
-            .filter(|(_, open)| {
-                matches!(open.phase, Phase::Assigned { worker, .. } if worker.connection == connection)
-            })
+            .filter(|(_, open)| matches!(open.phase, Phase::Assigned { worker, .. } if worker.connection == connection))
             .map(|(id, _)| id.clone())
             .collect()
     }
@@ -243,7 +267,14 @@ impl<F> Requests<F> {
                     Phase::Waiting { .. } => (0, 0),
                     Phase::Assigned { attempt, chunks, .. } => (attempt, chunks),
                 };
-                Opened { id, seq: open.seq, role: &open.role, accepted_at: open.accepted_at, attempt, chunks }
+                Opened {
+                    id,
+                    seq: open.seq,
+                    role: &open.role,
+                    accepted_at: open.accepted_at,
+                    attempt,
+                    chunks,
+                }
             })
             .collect();
         list.sort_unstable_by_key(|open| open.seq);

@@ -76,12 +76,22 @@ const ROLES: [&str; 2] = ["brain", "hands"];
 const SENDERS: [&str; 3] = ["ann", "bob", "cy"];
 
 fn limits() -> Limits {
-    Limits { members: 4, open_requests: 6, dedup_ids: 8, ended_requests: 4, ..Limits::default() }
+    Limits {
+        members: 4,
+        open_requests: 6,
+        dedup_ids: 8,
+        ended_requests: 4,
+        ..Limits::default()
+    }
 }
 
 impl World {
     fn new(seed: u64) -> Self {
-        let now = Now { mono: Instant::now(), wall: SystemTime::UNIX_EPOCH };
+        #[allow(clippy::disallowed_methods, reason = "only the start: it moves by itself from there")]
+        let now = Now {
+            mono: Instant::now(),
+            wall: SystemTime::UNIX_EPOCH,
+        };
         Self {
             random: Random(seed),
             now,
@@ -146,7 +156,11 @@ impl World {
         let private = self.random.one_in(3);
         let kind = if private { Kind::Private { to } } else { Kind::Event };
         let before = self.sent(&sender, &id);
-        let verdict = self.session.plan_post(&Post { sender: &sender, id: &id, kind });
+        let verdict = self.session.plan_post(&Post {
+            sender: &sender,
+            id: &id,
+            kind,
+        });
         match verdict {
             Ok(Verdict::Duplicate { seq, .. }) => assert_eq!(Some(seq), before, "a duplicate gets the first one's seq"),
             Ok(Verdict::Append(plan)) => {
@@ -171,12 +185,22 @@ impl World {
         let accept = Duration::from_secs(1 + self.random.below(20));
         let total = Duration::from_secs(1 + self.random.below(40));
         let before = self.sent(&sender, &id);
-        let post = Post { sender: &sender, id: &id, kind: Kind::Request { role: &role, accept, total } };
+        let post = Post {
+            sender: &sender,
+            id: &id,
+            kind: Kind::Request {
+                role: &role,
+                accept,
+                total,
+            },
+        };
         match self.session.plan_post(&post) {
             Ok(Verdict::Duplicate { seq, .. }) => assert_eq!(Some(seq), before),
             Ok(Verdict::Append(plan)) => {
                 assert!(before.is_none() && !self.closed && !self.model.open.contains_key(&*id));
-                let Some((seq, effects)) = self.append(plan, Logged::Request(id.clone())) else { return };
+                let Some((seq, effects)) = self.append(plan, Logged::Request(id.clone())) else {
+                    return;
+                };
                 self.remember(&sender, &id, seq);
                 self.model.open.insert(id.to_string(), None);
                 let until = (self.now.mono + accept.min(total), self.now.mono + total);
@@ -196,7 +220,10 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Submit { request, role, prefer } => {
-                    let ticket = Ticket { session: "s".into(), request: request.clone() };
+                    let ticket = Ticket {
+                        session: "s".into(),
+                        request: request.clone(),
+                    };
                     match self.dispatch.submit(ticket, &role, prefer) {
                         Ok(Placed::With(worker)) => self.hand(&request, worker),
                         Ok(Placed::Waiting) => {}
@@ -204,11 +231,20 @@ impl World {
                     }
                 }
                 Effect::Withdraw { request, role } => {
-                    self.dispatch.withdraw(&Ticket { session: "s".into(), request }, &role);
+                    self.dispatch.withdraw(
+                        &Ticket {
+                            session: "s".into(),
+                            request,
+                        },
+                        &role,
+                    );
                 }
                 Effect::Release { worker } => self.release(worker),
                 Effect::Stop { worker, request, .. } => {
-                    assert!(!self.model.open.contains_key(&*request), "a worker is stopped when the request is over");
+                    assert!(
+                        !self.model.open.contains_key(&*request),
+                        "a worker is stopped when the request is over"
+                    );
                     let _ = worker;
                 }
             }
@@ -225,10 +261,21 @@ impl World {
         match self.session.assign(request, worker) {
             None => self.release(worker),
             Some(attempt) => {
-                let open = self.model.open.get_mut(&**request).expect("only open requests are handed out");
+                let open = self
+                    .model
+                    .open
+                    .get_mut(&**request)
+                    .expect("only open requests are handed out");
                 assert!(open.is_none(), "a request is handed to one worker");
-                *open = Some(Held { worker, attempt, chunks: 0 });
-                assert!(self.model.workers.contains_key(&worker), "only to workers that are there");
+                *open = Some(Held {
+                    worker,
+                    attempt,
+                    chunks: 0,
+                });
+                assert!(
+                    self.model.workers.contains_key(&worker),
+                    "only to workers that are there"
+                );
             }
         }
     }
@@ -241,7 +288,11 @@ impl World {
         };
         let held = self.model.open.get(&*request).cloned().flatten();
         let right = held.as_ref().map_or(ConnectionId(1), |held| held.worker.connection);
-        let connection = if self.random.one_in(8) { ConnectionId(right.0 + 1) } else { right };
+        let connection = if self.random.one_in(8) {
+            ConnectionId(right.0 + 1)
+        } else {
+            right
+        };
         let attempt = if self.random.one_in(8) { 7 } else { 0 };
         let next = held.as_ref().map_or(0, |held| held.chunks);
         let index = match self.random.below(6) {
@@ -251,15 +302,36 @@ impl World {
             _ => None,
         };
         let last = self.random.one_in(4);
-        let reply = Reply { request: &request, connection, attempt, index, last };
-        let verdict = self.session.plan_post(&Post { sender: &"w".into(), id: &Str::EMPTY, kind: Kind::Reply(reply) });
-        let fits = held.as_ref().is_some_and(|held| held.worker.connection == connection && attempt == 0);
+        let reply = Reply {
+            request: &request,
+            connection,
+            attempt,
+            index,
+            last,
+        };
+        let verdict = self.session.plan_post(&Post {
+            sender: &"w".into(),
+            id: &Str::EMPTY,
+            kind: Kind::Reply(reply),
+        });
+        let fits = held
+            .as_ref()
+            .is_some_and(|held| held.worker.connection == connection && attempt == 0);
         match verdict {
             Ok(Verdict::Append(plan)) => {
-                assert!(fits && index.is_none_or(|index| index == next), "only the holder's next chunk is logged");
+                assert!(
+                    fits && index.is_none_or(|index| index == next),
+                    "only the holder's next chunk is logged"
+                );
                 assert_eq!(plan.index, Some(next));
-                let logged = if last { Logged::End(request.clone()) } else { Logged::Chunk(request.clone(), next) };
-                let Some((_, effects)) = self.append(plan, logged) else { return };
+                let logged = if last {
+                    Logged::End(request.clone())
+                } else {
+                    Logged::Chunk(request.clone(), next)
+                };
+                let Some((_, effects)) = self.append(plan, logged) else {
+                    return;
+                };
                 match last {
                     true => drop(self.model.open.remove(&*request)),
                     false => self.model.open.get_mut(&*request).unwrap().as_mut().unwrap().chunks += 1,
@@ -282,7 +354,10 @@ impl World {
     fn end(&mut self, request: &str, cause: Cause) {
         // An end that the log refuses is tried again, as the shell does.
         while self.model.open.contains_key(request) {
-            let plan = self.session.plan_end(request, cause).expect("an open request can be ended");
+            let plan = self
+                .session
+                .plan_end(request, cause)
+                .expect("an open request can be ended");
             if let Some((_, effects)) = self.append(plan, Logged::End(request.into())) {
                 self.model.open.remove(request);
                 self.carry_out(effects);
@@ -311,10 +386,20 @@ impl World {
                 Due::Accept => assert!(accept <= self.now.mono),
             }
             if due == Due::Accept && !self.session.is_waiting(&request) {
-                assert!(self.model.open.get(&*request).is_none_or(Option::is_some), "it got a worker, or is over");
+                assert!(
+                    self.model.open.get(&*request).is_none_or(Option::is_some),
+                    "it got a worker, or is over"
+                );
                 continue;
             }
-            self.end(&request, if due == Due::Total { Cause::TotalTimeout } else { Cause::NoWorker });
+            self.end(
+                &request,
+                if due == Due::Total {
+                    Cause::TotalTimeout
+                } else {
+                    Cause::NoWorker
+                },
+            );
         }
         for (request, held) in &self.model.open {
             let (accept, total) = self.model.deadlines[request];
@@ -327,11 +412,21 @@ impl World {
         if self.model.workers.len() >= 4 {
             return;
         }
-        let key = WorkerKey { connection: ConnectionId(self.fresh() * 10), slot: 0 };
+        let key = WorkerKey {
+            connection: ConnectionId(self.fresh() * 10),
+            slot: 0,
+        };
         let role = Str::from(self.random.pick(&ROLES).unwrap());
         let max_in_flight = 1 + self.random.below(3) as u32;
         self.model.workers.insert(key, max_in_flight);
-        for ticket in self.dispatch.register(key, Offer { role, sessions: Vec::new(), max_in_flight }) {
+        for ticket in self.dispatch.register(
+            key,
+            Offer {
+                role,
+                sessions: Vec::new(),
+                max_in_flight,
+            },
+        ) {
             self.hand(&ticket.request, key);
         }
     }
@@ -350,16 +445,31 @@ impl World {
         let name = Str::from(self.random.pick(&SENDERS).unwrap());
         if self.random.one_in(3) {
             let seat = self.model.members.get(&*name).copied();
-            let stale = Seat { connection: ConnectionId(0), number: 0 };
-            assert!(self.session.leave(&name, stale).is_none(), "an old place is nobody's any more");
+            let stale = Seat {
+                connection: ConnectionId(0),
+                number: 0,
+            };
+            assert!(
+                self.session.leave(&name, stale).is_none(),
+                "an old place is nobody's any more"
+            );
             if let Some(seat) = seat {
                 assert!(self.session.leave(&name, seat).is_some());
                 self.model.members.remove(&*name);
             }
             return;
         }
-        let seat = Seat { connection: ConnectionId(self.fresh()), number: self.next };
-        let member = Member { name: name.clone(), role: "client".into(), subject: Str::EMPTY, seat, joined_at: self.now.wall };
+        let seat = Seat {
+            connection: ConnectionId(self.fresh()),
+            number: self.next,
+        };
+        let member = Member {
+            name: name.clone(),
+            role: "client".into(),
+            subject: Str::EMPTY,
+            seat,
+            joined_at: self.now.wall,
+        };
         let entry = self.session.join(member, &Start::default()).expect("three names fit");
         assert_eq!(entry.replaced, self.model.members.insert(name.to_string(), seat));
     }
@@ -367,25 +477,45 @@ impl World {
     fn reader_begins(&mut self) {
         let (first, head) = (self.session.first(), self.session.head());
         let after = self.random.below(head + 3);
-        match self.session.begin(&Start { after: Some(after), epoch: Str::EMPTY, tail: 0 }) {
+        match self.session.begin(&Start {
+            after: Some(after),
+            epoch: Str::EMPTY,
+            tail: 0,
+        }) {
             Ok(begin) => {
                 assert_eq!(begin.next, after + 1, "a reader goes on where it was");
                 assert_eq!(begin.resumed, after + 1 >= first);
             }
             Err(refusal) => assert!(refusal.reason == Reason::AfterSeqAhead && after > head),
         }
-        let foreign = Start { after: Some(after), epoch: "other".into(), tail: 0 };
+        let foreign = Start {
+            after: Some(after),
+            epoch: "other".into(),
+            tail: 0,
+        };
         let begin = self.session.begin(&foreign).unwrap();
         assert!(!begin.resumed && begin.next == first && begin.void_from == Some(after + 1));
         let tail = self.random.below(10) as u32;
-        let begin = self.session.begin(&Start { after: None, epoch: Str::EMPTY, tail }).unwrap();
+        let begin = self
+            .session
+            .begin(&Start {
+                after: None,
+                epoch: Str::EMPTY,
+                tail,
+            })
+            .unwrap();
         assert!((first..=head + 1).contains(&begin.next) && head + 1 - begin.next <= u64::from(tail));
     }
 
     fn check(&mut self) {
         assert_eq!(self.session.head(), self.model.log.len() as u64);
         assert!(self.session.first() <= self.session.head() + 1);
-        let open: BTreeSet<_> = self.session.open_requests().iter().map(|open| open.id.to_string()).collect();
+        let open: BTreeSet<_> = self
+            .session
+            .open_requests()
+            .iter()
+            .map(|open| open.id.to_string())
+            .collect();
         assert!(open.iter().eq(self.model.open.keys()), "the same requests are open");
         let mut waiting = 0;
         for opened in self.session.open_requests() {
@@ -394,13 +524,22 @@ impl World {
             assert_eq!(opened.chunks, held.as_ref().map_or(0, |held| held.chunks));
             waiting += usize::from(held.is_none());
             if let Some(held) = held {
-                assert!(self.model.workers.contains_key(&held.worker), "no request is held by a worker that is gone");
+                assert!(
+                    self.model.workers.contains_key(&held.worker),
+                    "no request is held by a worker that is gone"
+                );
             }
         }
         let queued: usize = ROLES.iter().map(|role| self.dispatch.waiting(role)).sum();
         assert_eq!(queued, waiting, "what waits is queued once");
         for (worker, max) in &self.model.workers {
-            let held = self.model.open.values().flatten().filter(|held| held.worker == *worker).count();
+            let held = self
+                .model
+                .open
+                .values()
+                .flatten()
+                .filter(|held| held.worker == *worker)
+                .count();
             assert!(held <= *max as usize, "no worker holds more than it takes");
         }
         if let Some(deadline) = self.session.deadline() {
@@ -408,7 +547,10 @@ impl World {
                 let (accept, total) = self.model.deadlines[request];
                 if held.is_none() { accept } else { total }
             });
-            assert!(earliest.min().is_none_or(|earliest| deadline <= earliest), "the timers look early enough");
+            assert!(
+                earliest.min().is_none_or(|earliest| deadline <= earliest),
+                "the timers look early enough"
+            );
         } else {
             assert!(self.model.open.is_empty(), "what is open has a deadline");
         }
@@ -429,7 +571,11 @@ impl World {
                 Logged::End(request) => assert!(chunks.remove(request).is_some(), "{request} ended twice"),
             }
         }
-        assert_eq!(chunks.len(), self.model.open.len(), "every request that was begun ended, or is open");
+        assert_eq!(
+            chunks.len(),
+            self.model.open.len(),
+            "every request that was begun ended, or is open"
+        );
     }
 }
 

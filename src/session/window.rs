@@ -13,12 +13,18 @@ pub(super) struct Key {
 
 impl Key {
     pub fn new(sender: &Str, id: &Str) -> Self {
-        Self { sender: sender.clone(), id: id.clone() }
+        Self {
+            sender: sender.clone(),
+            id: id.clone(),
+        }
     }
 
     /// The same, without holding on to the buffer that the frame arrived in.
     pub fn detached(self) -> Self {
-        Self { sender: self.sender, id: self.id.detached() }
+        Self {
+            sender: self.sender,
+            id: self.id.detached(),
+        }
     }
 }
 

@@ -91,10 +91,21 @@ impl stub::gateway_server::Gateway for Attach {
     type AttachStream = Outlet;
 
     async fn attach(&self, request: Request<Streaming<Inbound>>) -> Result<Response<Outlet>, Status> {
-        let link = self.router.attach(Form::Wire, None).map_err(|refusal| refusal.to_status())?;
+        let link = self
+            .router
+            .attach(Form::Wire, None)
+            .map_err(|refusal| refusal.to_status())?;
         let connection = Connection::new(&self.router, Arc::clone(&link));
-        let inlet = GrpcInlet { messages: request.into_inner(), limit: self.router.limits().frame_bytes, link: Arc::clone(&link) };
-        tokio::spawn(tokio::task::coop::unconstrained(Drive::new(&self.router, connection, inlet)));
+        let inlet = GrpcInlet {
+            messages: request.into_inner(),
+            limit: self.router.limits().frame_bytes,
+            link: Arc::clone(&link),
+        };
+        tokio::spawn(tokio::task::coop::unconstrained(Drive::new(
+            &self.router,
+            connection,
+            inlet,
+        )));
         Ok(Response::new(Outlet(link)))
     }
 }
@@ -104,7 +115,9 @@ pub struct Outlet(Arc<Link>);
 
 impl Outlet {
     pub(super) fn poll_bytes(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        self.0.poll_take(cx).map(|next| next.map(|taken| taken.map_err(|refusal| refusal.to_status())))
+        self.0
+            .poll_take(cx)
+            .map(|next| next.map(|taken| taken.map_err(|refusal| refusal.to_status())))
     }
 }
 
@@ -149,9 +162,13 @@ impl Inlet for GrpcInlet {
 fn broken(status: &Status, limit: usize) -> Incoming {
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => Incoming::Broken(
-            Refusal::new(Reason::FrameTooLarge, format!("a frame may have {limit} bytes at most")).with("limit", limit.to_string()),
+            Refusal::new(Reason::FrameTooLarge, format!("a frame may have {limit} bytes at most"))
+                .with("limit", limit.to_string()),
         ),
         Code::Cancelled | Code::Unavailable | Code::Unknown => Incoming::Closed,
-        _ => Incoming::Broken(Refusal::new(Reason::MalformedFrame, format!("not a gRPC message: {}", status.message()))),
+        _ => Incoming::Broken(Refusal::new(
+            Reason::MalformedFrame,
+            format!("not a gRPC message: {}", status.message()),
+        )),
     }
 }

@@ -26,10 +26,15 @@ pub fn routes(router: &Router) -> HttpRouter {
 
 /// What there is not.
 pub async fn not_found(request: Request<Body>) -> Response<Body> {
-    let is_grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let is_grpc = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     let path = request.uri().path();
     if is_grpc {
-        let status = tonic::Status::unimplemented(format!("there is no method {path}; server reflection lists what there is"));
+        let status = tonic::Status::unimplemented(format!(
+            "there is no method {path}; server reflection lists what there is"
+        ));
         return status.into_http::<tonic::body::Body>().map(Body::new);
     }
     text(StatusCode::NOT_FOUND, format!("there is nothing at {path}; see /\n"))
@@ -58,6 +63,9 @@ async fn readyz(State(router): State<Router>) -> Response<Body> {
 fn text(status: StatusCode, text: String) -> Response<Body> {
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }

@@ -19,10 +19,10 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
-use tokio_tungstenite::tungstenite::Message as WsMessage;
 
 use crate::connection::{Connection, Drive, Incoming, Inlet, Message};
 use crate::error::{Reason, Refusal};
@@ -76,14 +76,29 @@ fn handshake(request: &Request<Body>) -> Result<Handshake, Box<Response<Body>>> 
     let headers = request.headers();
     let extended = request.method() == Method::CONNECT;
     if !extended && !names(headers, header::UPGRADE, "websocket") {
-        let mut refused = refuse(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket endpoint: connect with new WebSocket(url)");
-        refused.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
-        refused.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+        let mut refused = refuse(
+            StatusCode::UPGRADE_REQUIRED,
+            "this is a WebSocket endpoint: connect with new WebSocket(url)",
+        );
+        refused
+            .headers_mut()
+            .insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+        refused
+            .headers_mut()
+            .insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
         return Err(refused);
     }
-    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let mut refused = refuse(StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13 (RFC 6455)");
-        refused.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
+        let mut refused = refuse(
+            StatusCode::UPGRADE_REQUIRED,
+            "Sec-WebSocket-Version must be 13 (RFC 6455)",
+        );
+        refused
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
         return Err(refused);
     }
     let (form, protocol) = subprotocol(headers)?;
@@ -93,11 +108,20 @@ fn handshake(request: &Request<Body>) -> Result<Handshake, Box<Response<Body>>> 
         response = response.status(StatusCode::OK);
     } else {
         if request.method() != Method::GET || !names(headers, header::CONNECTION, "upgrade") {
-            return Err(refuse(StatusCode::BAD_REQUEST, "a WebSocket handshake is a GET with Connection: Upgrade"));
+            return Err(refuse(
+                StatusCode::BAD_REQUEST,
+                "a WebSocket handshake is a GET with Connection: Upgrade",
+            ));
         }
-        let key = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes()).unwrap_or_default();
+        let key = headers
+            .get(header::SEC_WEBSOCKET_KEY)
+            .map(|key| key.as_bytes())
+            .unwrap_or_default();
         if !is_key(key) {
-            return Err(refuse(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64"));
+            return Err(refuse(
+                StatusCode::BAD_REQUEST,
+                "Sec-WebSocket-Key must be 16 bytes in base64",
+            ));
         }
         response = response
             .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -122,7 +146,9 @@ fn refuse(status: StatusCode, text: &'static str) -> Box<Response<Body>> {
 
 fn is_key(key: &[u8]) -> bool {
     use base64::Engine;
-    base64::engine::general_purpose::STANDARD.decode(key).is_ok_and(|key| key.len() == 16)
+    base64::engine::general_purpose::STANDARD
+        .decode(key)
+        .is_ok_and(|key| key.len() == 16)
 }
 
 /// Whether a header's list has the token.
@@ -131,7 +157,10 @@ fn names(headers: &HeaderMap, header: header::HeaderName, token: &str) -> bool {
 }
 
 fn list(headers: &HeaderMap, header: header::HeaderName) -> impl Iterator<Item = &str> {
-    let values = headers.get_all(header).into_iter().filter_map(|value| value.to_str().ok());
+    let values = headers
+        .get_all(header)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
@@ -148,7 +177,10 @@ fn subprotocol(headers: &HeaderMap) -> Result<(Form, Option<&'static str>), Box<
             _ => None,
         })
         .ok_or_else(|| {
-            refuse(StatusCode::BAD_REQUEST, "none of the subprotocols is known: twinspan.v1.json, twinspan.v1.proto")
+            refuse(
+                StatusCode::BAD_REQUEST,
+                "none of the subprotocols is known: twinspan.v1.json, twinspan.v1.proto",
+            )
         })
 }
 
@@ -177,7 +209,11 @@ fn join_of(connection: &mut Connection, query: &str) -> Option<Frame> {
             let wanted = join.is_some();
             connection.set_session(session.clone());
             let body = FrameBody::Control(Box::new(Control::Join(join.unwrap_or_default())));
-            wanted.then(|| Frame { session_id: session, body, ..Frame::default() })
+            wanted.then(|| Frame {
+                session_id: session,
+                body,
+                ..Frame::default()
+            })
         }
         Err(refusal) => {
             connection.link().refuse(&Str::EMPTY, &Str::EMPTY, &refusal);
@@ -192,7 +228,8 @@ fn parse_query(query: &str) -> Result<(Str, Option<pb::Join>), Refusal> {
     let mut join = pb::Join::default();
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         let number = |text: &str| {
-            text.parse::<u64>().map_err(|_| Refusal::field(key.as_ref(), format!("a whole number is wanted, not {text:?}")))
+            text.parse::<u64>()
+                .map_err(|_| Refusal::field(key.as_ref(), format!("a whole number is wanted, not {text:?}")))
         };
         match key.as_ref() {
             "session_id" | "sessionId" => session = Str::from(value.as_ref()),
@@ -211,7 +248,9 @@ fn parse_query(query: &str) -> Result<(Str, Option<pb::Join>), Refusal> {
                 };
             }
             other => {
-                let text = format!("the URL has no parameter {other:?}; it has session_id, role, member_id, after_seq, epoch, tail, presence");
+                let text = format!(
+                    "the URL has no parameter {other:?}; it has session_id, role, member_id, after_seq, epoch, tail, presence"
+                );
                 return Err(Refusal::new(Reason::UnknownField, text).with("field", other.to_owned()));
             }
         }
@@ -219,7 +258,10 @@ fn parse_query(query: &str) -> Result<(Str, Option<pb::Join>), Refusal> {
     if session.is_empty() {
         return match join == pb::Join::default() {
             true => Ok((session, None)),
-            false => Err(Refusal::field("session_id", "required in the URL, beside what else is there")),
+            false => Err(Refusal::field(
+                "session_id",
+                "required in the URL, beside what else is there",
+            )),
         };
     }
     Ok((session, Some(join)))
@@ -272,9 +314,17 @@ impl WsInlet {
             .write_buffer_size(0)
             .max_message_size(Some(limit))
             .max_frame_size(Some(limit));
-        let feed = Feed { unread: early.to_vec(), ..Feed::default() };
+        let feed = Feed {
+            unread: early.to_vec(),
+            ..Feed::default()
+        };
         let socket = WebSocket::from_raw_socket(feed, Role::Server, Some(config));
-        Self { link, socket, limit, linger: None }
+        Self {
+            link,
+            socket,
+            limit,
+            linger: None,
+        }
     }
 
     /// Sends what tungstenite has to say.
@@ -298,10 +348,11 @@ impl WsInlet {
 
     fn broken(&self, error: &Error) -> Incoming {
         Incoming::Broken(match error {
-            Error::Capacity(CapacityError::MessageTooLong { .. }) => {
-                Refusal::new(Reason::FrameTooLarge, format!("a frame may have {} bytes at most", self.limit))
-                    .with("limit", self.limit.to_string())
-            }
+            Error::Capacity(CapacityError::MessageTooLong { .. }) => Refusal::new(
+                Reason::FrameTooLarge,
+                format!("a frame may have {} bytes at most", self.limit),
+            )
+            .with("limit", self.limit.to_string()),
             Error::Utf8(_) => Refusal::new(Reason::InvalidUtf8, "a text message must be UTF-8"),
             Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => return Incoming::Closed,
             other => Refusal::new(Reason::ProtocolError, other.to_string()),

@@ -56,10 +56,20 @@ impl Calls {
         let count = page_size(request.page_size);
         let (sessions, more) = self.router.list(&request.prefix, &after, count, |session| {
             let state = request.state == 0 || request.state == session.state;
-            state && request.metadata.iter().all(|(key, value)| session.metadata.get(key) == Some(value))
+            state
+                && request
+                    .metadata
+                    .iter()
+                    .all(|(key, value)| session.metadata.get(key) == Some(value))
         });
-        let next = sessions.last().filter(|_| more).map(|last| token::seal(&last.session_id, &arguments));
-        Ok(pb::ListResponse { sessions, next_page_token: next.unwrap_or_default() })
+        let next = sessions
+            .last()
+            .filter(|_| more)
+            .map(|last| token::seal(&last.session_id, &arguments));
+        Ok(pb::ListResponse {
+            sessions,
+            next_page_token: next.unwrap_or_default(),
+        })
     }
 
     fn update_session(&self, request: pb::UpdateRequest) -> Result<pb::Session, Refusal> {
@@ -68,15 +78,20 @@ impl Calls {
             return Err(Refusal::field("unset", format!("{key:?} is to be both set and unset")));
         }
         let set = request.set.into_iter().collect();
-        self.router.update(&request.session_id, set, &request.unset, &request.etag, |session| {
-            check_map("set", &session.metadata)
-        })
+        self.router
+            .update(&request.session_id, set, &request.unset, &request.etag, |session| {
+                check_map("set", &session.metadata)
+            })
     }
 
     async fn publish_frame(&self, request: pb::PublishRequest) -> Result<pb::PublishResponse, Refusal> {
         let mut frame = request.frame.ok_or_else(|| Refusal::field("frame", "required"))?;
-        frame.check()?;
-        let name = if request.member_id.is_empty() { Str::from_static("api") } else { Str::from(request.member_id) };
+        frame.check().and_then(|()| frame.check_types(self.router.types()))?;
+        let name = if request.member_id.is_empty() {
+            Str::from_static("api")
+        } else {
+            Str::from(request.member_id)
+        };
         check_name("member_id", &name)?;
         check_name("session_id", &frame.session_id)?;
         if matches!(frame.body, Body::Control(_)) || !frame.reply_to.is_empty() {
@@ -85,21 +100,38 @@ impl Calls {
         }
         let asked = connection::asked(&self.router, &mut frame)?;
         let (live, _) = self.router.open(&frame.session_id)?;
-        let address =
-            pb::Address { role: CLIENT_ROLE.to_string(), member_id: name.to_string(), ..pb::Address::default() };
-        let sender = Sender { link: None, address: Arc::new(address), serves: &[], name: &name };
+        let address = pb::Address {
+            role: CLIENT_ROLE.to_string(),
+            member_id: name.to_string(),
+            ..pb::Address::default()
+        };
+        let sender = Sender {
+            link: None,
+            address: Arc::new(address),
+            serves: &[],
+            name: &name,
+        };
         if frame.ephemeral {
             let mut batch = Batch::new(self.router.now());
             let id = frame.id.to_string();
             self.router.publish_ephemeral(&live, &sender, frame, &mut batch)?;
             batch.finish(None);
-            return Ok(pb::PublishResponse { id, ..pb::PublishResponse::default() });
+            return Ok(pb::PublishResponse {
+                id,
+                ..pb::PublishResponse::default()
+            });
         }
         let (accepted, durable) = self.router.publish_call(&live, &sender, frame, asked)?;
         if let Some(durable) = durable {
-            durable.await.map_err(|_| Refusal::new(Reason::LogUnavailable, "the log failed; the frame may be lost"))?;
+            durable
+                .await
+                .map_err(|_| Refusal::new(Reason::LogUnavailable, "the log failed; the frame may be lost"))?;
         }
-        Ok(pb::PublishResponse { id: accepted.id, seq: accepted.seq, duplicate: accepted.duplicate })
+        Ok(pb::PublishResponse {
+            id: accepted.id,
+            seq: accepted.seq,
+            duplicate: accepted.duplicate,
+        })
     }
 
     async fn read_frames(&self, request: pb::ListFramesRequest) -> Result<pb::ListFramesResponse, Refusal> {
@@ -138,7 +170,9 @@ impl Calls {
             None => {}
         }
         let listing = self.router.frames(&request.session_id, epoch, &query).await?;
-        let next = listing.next.map(|next| token::seal(&format!("{}/{next}", listing.epoch), &arguments));
+        let next = listing
+            .next
+            .map(|next| token::seal(&format!("{}/{next}", listing.epoch), &arguments));
         Ok(pb::ListFramesResponse {
             frames: listing.frames.iter().map(|frame| frame.frame().clone()).collect(),
             next_page_token: next.unwrap_or_default(),
@@ -162,11 +196,20 @@ impl Calls {
             view: View::Watcher,
         };
         let mut batch = Batch::new(self.router.now());
-        let joined = self.router.join(&link, &Str::from(request.session_id), joining, &Str::EMPTY, &mut batch);
+        let joined = self
+            .router
+            .join(&link, &Str::from(request.session_id), joining, &Str::EMPTY, &mut batch);
         batch.finish(None);
         // The driver ends the connection if the stream is dropped here.
-        tokio::spawn(tokio::task::coop::unconstrained(Drive::new(&self.router, connection, Silent)));
-        joined.map(|()| WatchStream { router: self.router.clone(), outlet })
+        tokio::spawn(tokio::task::coop::unconstrained(Drive::new(
+            &self.router,
+            connection,
+            Silent,
+        )));
+        joined.map(|()| WatchStream {
+            router: self.router.clone(),
+            outlet,
+        })
     }
 
     fn cancel_request(&self, request: &pb::CancelRequest) -> Result<pb::CancelResponse, Refusal> {
@@ -174,7 +217,9 @@ impl Calls {
         let mut batch = Batch::new(self.router.now());
         let outcome = connection::cancel(&self.router, &live, &request.request_id, &request.reason, &mut batch)?;
         batch.finish(None);
-        Ok(pb::CancelResponse { outcome: outcome as i32 })
+        Ok(pb::CancelResponse {
+            outcome: outcome as i32,
+        })
     }
 
     fn close_session(&self, request: &pb::CloseRequest) -> Result<pb::Session, Refusal> {
@@ -246,7 +291,10 @@ impl Stream for WatchStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.outlet.poll_bytes(cx).map(|next| {
             next.map(|bytes| {
-                let rules = Rules { ignore_unknown: true, types: self.router.types() };
+                let rules = Rules {
+                    ignore_unknown: true,
+                    types: self.router.types(),
+                };
                 Frame::from_wire(&bytes?, &rules).map_err(|bad| bad.refusal.to_status())
             })
         })
@@ -267,7 +315,11 @@ impl Inlet for Silent {
 }
 
 fn page_size(asked: u32) -> usize {
-    if asked == 0 { DEFAULT_PAGE as usize } else { asked.min(PAGE) as usize }
+    if asked == 0 {
+        DEFAULT_PAGE as usize
+    } else {
+        asked.min(PAGE) as usize
+    }
 }
 
 fn sorted(map: &std::collections::HashMap<String, String>) -> std::collections::BTreeMap<&String, &String> {
@@ -279,7 +331,8 @@ fn check_map(field: &'static str, map: &std::collections::HashMap<String, String
 }
 
 fn time(field: &'static str, time: Option<prost_types::Timestamp>) -> Result<Option<SystemTime>, Refusal> {
-    time.map(|time| SystemTime::try_from(time).map_err(|_| Refusal::field(field, "not a time"))).transpose()
+    time.map(|time| SystemTime::try_from(time).map_err(|_| Refusal::field(field, "not a time")))
+        .transpose()
 }
 
 /// Page tokens: a position, tied to the arguments that it belongs to.
@@ -305,7 +358,10 @@ mod token {
     }
 
     pub fn invalid() -> Refusal {
-        Refusal::new(Reason::InvalidPageToken, "the page token is not one that this call gave out for these arguments")
+        Refusal::new(
+            Reason::InvalidPageToken,
+            "the page token is not one that this call gave out for these arguments",
+        )
     }
 
     fn digest(arguments: &str) -> u64 {

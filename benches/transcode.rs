@@ -1,0 +1,3 @@
+//! Measures what transcoding a frame costs.
+
+fn main() {}

@@ -1,0 +1,373 @@
+//! What names, ids, metadata and times may be.
+//!
+//! Owns the limits that `frame.proto` states for single fields. It must never depend on who sent a frame, or when.
+
+use prost_types::Duration;
+
+use super::{Body, Control, Frame, pb};
+use crate::error::Refusal;
+
+/// The longest name and id, in bytes.
+const NAME_BYTES: usize = 128;
+/// The most entries of metadata.
+pub(super) const METADATA_ENTRIES: usize = 32;
+/// The longest key of metadata, in bytes.
+const KEY_BYTES: usize = 128;
+/// The longest value of metadata, in bytes.
+const VALUE_BYTES: usize = 4096;
+/// The most that keys and values of metadata may have in all, in bytes.
+const METADATA_BYTES: usize = 16 * 1024;
+/// The longest timeout, in seconds.
+const TIMEOUT_SECONDS: i64 = 24 * 60 * 60;
+/// The most patterns in one Serve.
+const PATTERNS: usize = 32;
+/// The role that only the gateway itself has.
+const GATEWAY: &str = "gateway";
+
+const NAME: u8 = 1;
+const ID: u8 = 2;
+
+/// What each byte may be part of.
+static KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut byte = 0x21;
+    while byte <= 0x7E {
+        let is_name = (byte as u8).is_ascii_alphanumeric()
+            || matches!(byte as u8, b'.' | b'_' | b'~' | b':' | b'@' | b'/' | b'+' | b'=' | b'-');
+        kinds[byte] = if is_name { NAME | ID } else { ID };
+        byte += 1;
+    }
+    kinds
+};
+
+fn is_all(text: &str, kind: u8) -> bool {
+    text.bytes().fold(kind, |kinds, byte| kinds & KINDS[usize::from(byte)]) == kind
+}
+
+/// Checks a `session_id`, `role`, `member_id` or `worker_id`, which must not be empty.
+#[inline]
+pub fn check_name(field: &str, name: &str) -> Result<(), Refusal> {
+    if !name.is_empty() && name.len() <= NAME_BYTES && is_all(name, NAME) {
+        return Ok(());
+    }
+    Err(Refusal::field(
+        field,
+        "must be 1 to 128 characters out of A-Z a-z 0-9 . _ ~ : @ / + = -",
+    ))
+}
+
+/// Checks an `id`, `type` or `request_id`, which may be empty.
+#[inline]
+pub fn check_id(field: &str, id: &str) -> Result<(), Refusal> {
+    if id.len() <= NAME_BYTES && is_all(id, ID) {
+        return Ok(());
+    }
+    Err(Refusal::field(
+        field,
+        "must be at most 128 characters of printable ASCII without spaces",
+    ))
+}
+
+/// Checks metadata, or what has the same limits.
+pub fn check_metadata<'a>(field: &str, entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), Refusal> {
+    let (mut count, mut bytes) = (0, 0);
+    for (key, value) in entries {
+        count += 1;
+        bytes += key.len() + value.len();
+        if count > METADATA_ENTRIES {
+            return Err(too_many_entries(field));
+        }
+        if key.is_empty() || key.len() > KEY_BYTES {
+            return Err(Refusal::field(field, "keys must be 1 to 128 bytes"));
+        }
+        if value.len() > VALUE_BYTES {
+            return Err(Refusal::field(field, "values must be at most 4096 bytes"));
+        }
+    }
+    if bytes > METADATA_BYTES {
+        return Err(Refusal::field(field, "must be at most 16 KiB in all"));
+    }
+    Ok(())
+}
+
+#[cold]
+pub(super) fn too_many_entries(field: &str) -> Refusal {
+    Refusal::field(field, "must have at most 32 entries")
+}
+
+/// A name that may be left out.
+#[inline]
+fn check_optional_name(field: &str, name: &str) -> Result<(), Refusal> {
+    if name.is_empty() {
+        Ok(())
+    } else {
+        check_name(field, name)
+    }
+}
+
+fn check_role(field: &str, role: &str) -> Result<(), Refusal> {
+    if role == GATEWAY {
+        return Err(Refusal::field(field, "only the gateway itself has this role"));
+    }
+    check_optional_name(field, role)
+}
+
+fn check_length(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
+    if text.len() <= most {
+        return Ok(());
+    }
+    Err(Refusal::field(field, format_args!("must be at most {most} bytes")))
+}
+
+impl Frame {
+    /// Checks what the fields that a sender sets hold, each for itself. Whether they suit each other, and the moment, is for
+    /// the connection to judge.
+    pub fn check(&self) -> Result<(), Refusal> {
+        check_id("id", &self.id)?;
+        check_optional_name("sessionId", &self.session_id)?;
+        check_id("type", &self.r#type)?;
+        check_id("replyTo", &self.reply_to)?;
+        if let Some(to) = &self.to {
+            check_to(to)?;
+        }
+        if let Some(options) = &self.options {
+            check_options(options)?;
+        }
+        if let Some(metadata) = &self.metadata {
+            check_metadata("metadata", metadata.iter().map(|(key, value)| (&**key, &**value)))?;
+        }
+        match &self.body {
+            Body::Error(error) => check_error(error),
+            Body::Control(control) => check_control(control),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_to(to: &pb::Address) -> Result<(), Refusal> {
+    check_optional_name("to.role", &to.role)?;
+    check_optional_name("to.memberId", &to.member_id)?;
+    if !to.subject.is_empty() {
+        return Err(Refusal::field("to.subject", "is set by the gateway alone"));
+    }
+    match (to.role.is_empty(), to.member_id.is_empty()) {
+        (false, false) => Err(Refusal::field("to", "must have a role or a memberId, not both")),
+        (true, true) => Err(Refusal::field(
+            "to",
+            "must have a role or a memberId; leave it out to address the session",
+        )),
+        (true, false) if to.multicast => Err(Refusal::field("to.multicast", "goes with a role only")),
+        _ => Ok(()),
+    }
+}
+
+fn check_options(options: &pb::RequestOptions) -> Result<(), Refusal> {
+    let Some(timeouts) = &options.timeouts else {
+        return Ok(());
+    };
+    check_timeout("options.timeouts.accept", timeouts.accept.as_ref())?;
+    check_timeout("options.timeouts.total", timeouts.total.as_ref())
+}
+
+fn check_timeout(field: &str, timeout: Option<&Duration>) -> Result<(), Refusal> {
+    let Some(Duration { seconds, nanos }) = timeout else {
+        return Ok(());
+    };
+    let is_positive = *seconds >= 0 && *nanos >= 0 && (*seconds > 0 || *nanos > 0);
+    if is_positive && (*seconds < TIMEOUT_SECONDS || (*seconds == TIMEOUT_SECONDS && *nanos == 0)) {
+        return Ok(());
+    }
+    Err(Refusal::field(field, "must be more than 0 and at most 24 hours"))
+}
+
+fn check_error(error: &pb::Error) -> Result<(), Refusal> {
+    check_length("error.reason", &error.reason, NAME_BYTES)?;
+    check_metadata(
+        "error.details",
+        error.details.iter().map(|(key, value)| (key.as_str(), value.as_str())),
+    )
+}
+
+/// Those that only the gateway sends are not looked into: the connection refuses them.
+fn check_control(control: &Control) -> Result<(), Refusal> {
+    match control {
+        Control::Hello(hello) => check_client(&hello.client),
+        Control::Join(join) => {
+            check_role("join.role", &join.role)?;
+            check_optional_name("join.memberId", &join.member_id)?;
+            if join.after_seq.is_some() && join.tail > 0 {
+                return Err(Refusal::field("join.tail", "cannot be combined with afterSeq"));
+            }
+            Ok(())
+        }
+        Control::Serve(serve) => check_serve(serve),
+        Control::Cancel(cancel) => {
+            if cancel.request_id.is_empty() {
+                return Err(Refusal::field("cancel.requestId", "is required"));
+            }
+            check_id("cancel.requestId", &cancel.request_id)?;
+            check_length("cancel.reason", &cancel.reason, 256)
+        }
+        Control::Ping(ping) => check_length("ping.data", &ping.data, 128),
+        _ => Ok(()),
+    }
+}
+
+fn check_client(client: &str) -> Result<(), Refusal> {
+    if client.len() <= NAME_BYTES && client.bytes().all(|byte| (0x20..=0x7E).contains(&byte)) {
+        return Ok(());
+    }
+    Err(Refusal::field(
+        "hello.client",
+        "must be at most 128 characters of printable ASCII",
+    ))
+}
+
+fn check_serve(serve: &pb::Serve) -> Result<(), Refusal> {
+    check_role("serve.role", &serve.role)?;
+    if serve.role.is_empty() {
+        return Err(Refusal::field("serve.role", "is required"));
+    }
+    check_optional_name("serve.workerId", &serve.worker_id)?;
+    if serve.sessions.len() > PATTERNS {
+        return Err(Refusal::field("serve.sessions", "must be at most 32 patterns"));
+    }
+    let is_pattern = |pattern: &String| {
+        let fits = !pattern.is_empty() && pattern.len() <= NAME_BYTES;
+        fits && pattern.split('*').all(|part| is_all(part, NAME))
+    };
+    if serve.sessions.iter().all(is_pattern) {
+        return Ok(());
+    }
+    Err(Refusal::field(
+        "serve.sessions",
+        "must be names of sessions, in which * stands for any characters",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Reason;
+    use crate::frame::Str;
+
+    #[test]
+    fn names() {
+        for name in ["a", "a.B_9~:@/+=-", &"x".repeat(128)] {
+            assert_eq!(check_name("role", name), Ok(()));
+        }
+        for name in ["", "a b", "a*", "é", "a\0", &"x".repeat(129)] {
+            let refusal = check_name("role", name).unwrap_err();
+            assert_eq!(refusal.reason, Reason::InvalidField);
+            assert_eq!(refusal.details, [("field", "role".to_owned())]);
+        }
+        assert_eq!(check_id("id", ""), Ok(()));
+        assert_eq!(check_id("id", "!\"#{}~"), Ok(()));
+        assert!(
+            check_id("id", "a b").is_err()
+                && check_id("id", "\u{7F}").is_err()
+                && check_id("id", &"x".repeat(129)).is_err()
+        );
+    }
+
+    #[test]
+    fn metadata() {
+        assert_eq!(check_metadata("m", [("k", "v")]), Ok(()));
+        let value = "v".repeat(4096);
+        assert!(check_metadata("m", [("", "v")]).is_err());
+        assert!(check_metadata("m", [("k", &*"v".repeat(4097))]).is_err());
+        assert!(check_metadata("m", vec![("k", &*value); 4]).is_err());
+        assert!(check_metadata("m", vec![("k", "v"); 33]).is_err());
+    }
+
+    fn frame(control: Control) -> Frame {
+        Frame {
+            body: Body::Control(Box::new(control)),
+            ..Frame::default()
+        }
+    }
+
+    #[test]
+    fn fields_name_themselves() {
+        let to = |to| Frame {
+            to: Some(std::sync::Arc::new(to)),
+            ..Frame::default()
+        };
+        let seconds = |seconds| Some(Duration { seconds, nanos: 0 });
+        let total = |total| Frame {
+            options: Some(Box::new(pb::RequestOptions {
+                timeouts: Some(pb::Timeouts { accept: None, total }),
+            })),
+            ..Frame::default()
+        };
+        for (frame, field) in [
+            (
+                Frame {
+                    id: Str::from("a b"),
+                    ..Frame::default()
+                },
+                "id",
+            ),
+            (
+                Frame {
+                    session_id: Str::from("a b"),
+                    ..Frame::default()
+                },
+                "sessionId",
+            ),
+            (to(pb::Address::default()), "to"),
+            (
+                to(pb::Address {
+                    role: "a".into(),
+                    member_id: "b".into(),
+                    ..Default::default()
+                }),
+                "to",
+            ),
+            (
+                to(pb::Address {
+                    role: "a".into(),
+                    subject: "b".into(),
+                    ..Default::default()
+                }),
+                "to.subject",
+            ),
+            (total(seconds(0)), "options.timeouts.total"),
+            (total(seconds(86_401)), "options.timeouts.total"),
+            (
+                frame(Control::Join(pb::Join {
+                    role: "gateway".into(),
+                    ..Default::default()
+                })),
+                "join.role",
+            ),
+            (
+                frame(Control::Join(pb::Join {
+                    after_seq: Some(0),
+                    tail: 1,
+                    ..Default::default()
+                })),
+                "join.tail",
+            ),
+            (frame(Control::Serve(pb::Serve::default())), "serve.role"),
+            (frame(Control::Cancel(pb::Cancel::default())), "cancel.requestId"),
+            (frame(Control::Ping(pb::Ping { data: "x".repeat(129) })), "ping.data"),
+            (
+                frame(Control::Hello(pb::Hello {
+                    client: "\n".into(),
+                    ..Default::default()
+                })),
+                "hello.client",
+            ),
+        ] {
+            assert_eq!(frame.check().unwrap_err().details, [("field", field.to_owned())]);
+        }
+        let serve = pb::Serve {
+            role: "r".into(),
+            sessions: vec!["a*b*".into(), "*".into()],
+            ..Default::default()
+        };
+        assert_eq!(frame(Control::Serve(serve)).check(), Ok(()));
+        assert_eq!(total(seconds(86_400)).check(), Ok(()));
+    }
+}
