@@ -4,10 +4,14 @@
 //! frame, a gRPC status, a close code, an HTTP status) is derived from the reason's row here. docs/ERRORS.md is generated
 //! from this table.
 
+mod manual;
+
 use std::fmt;
 use std::time::Duration;
 
 use crate::frame::pb::{self, Code};
+
+pub use manual::markdown;
 
 /// What a peer should do about its connection after an error that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `twinspan` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    twinspan::cli::main()
+}

@@ -15,7 +15,7 @@ pub use outgoing::{asked, cancel};
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Rules, Str, Undecodable, check_id, check_name, pb};
-use crate::router::{Batch, CLIENT_ROLE, GATEWAY_ROLE, Joining, Link, Live, Router, Sender, Serving, View};
+use crate::router::{Batch, CLIENT_ROLE, Joining, Link, Live, Router, Sender, Serving, View};
 use crate::session::Start;
 use crate::session::dispatch::Offer;
 
@@ -138,8 +138,8 @@ impl Connection {
 
     fn control(&mut self, id: &Str, session: &Str, control: Control) -> Result<(), Refusal> {
         let answer = match control {
-            Control::Hello(hello) => self.hello(&hello)?,
-            Control::Ping(ping) => ping_answer(ping)?,
+            Control::Hello(hello) => Some(self.hello(&hello)),
+            Control::Ping(ping) => Some(Control::Pong(pb::Pong { data: ping.data })),
             Control::Pong(_) => return Ok(()),
             Control::Serve(serve) => self.serve(id, serve)?,
             Control::Join(join) => return self.join(id, session, join),
@@ -167,17 +167,11 @@ impl Connection {
         Ok(())
     }
 
-    fn hello(&mut self, hello: &pb::Hello) -> Result<Option<Control>, Refusal> {
-        if hello.client.len() > 128 || !hello.client.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            return Err(Refusal::field(
-                "hello.client",
-                "at most 128 characters of printable ASCII",
-            ));
-        }
+    fn hello(&mut self, hello: &pb::Hello) -> Control {
         tracing::info!(connection = %self.link.name(), client = %hello.client, "hello");
         self.ignore_unknown = hello.ignore_unknown;
         let limits = self.router.limits();
-        Ok(Some(Control::Welcome(pb::Welcome {
+        Control::Welcome(pb::Welcome {
             connection_id: self.link.name().to_string(),
             server: concat!("twinspan/", env!("CARGO_PKG_VERSION")).to_owned(),
             heartbeat_interval: prost_types::Duration::try_from(limits.heartbeat).ok(),
@@ -190,7 +184,7 @@ impl Connection {
                 max_in_flight: limits.max_in_flight,
             }),
             ignore_unknown: hello.ignore_unknown,
-        })))
+        })
     }
 
     /// The session that a frame is about.
@@ -214,16 +208,6 @@ impl Connection {
     }
 
     fn serve(&mut self, id: &Str, serve: pb::Serve) -> Result<Option<Control>, Refusal> {
-        check_role("serve.role", &serve.role)?;
-        if !serve.worker_id.is_empty() {
-            check_name("serve.worker_id", &serve.worker_id)?;
-        }
-        if serve.sessions.len() > 32 {
-            return Err(Refusal::field("serve.sessions", "at most 32 patterns"));
-        }
-        for pattern in &serve.sessions {
-            check_name("serve.sessions", &pattern.replace('*', "-"))?;
-        }
         let offer = Offer {
             role: serve.role.as_str().into(),
             sessions: serve.sessions.iter().map(|pattern| pattern.as_str().into()).collect(),
@@ -313,20 +297,17 @@ impl Connection {
     }
 }
 
-/// A `Join`, checked.
-pub fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {
+fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {
     let role = if join.role.is_empty() {
         CLIENT_ROLE
     } else {
         join.role.as_str().into()
     };
-    check_role("join.role", &role)?;
     let name = if join.member_id.is_empty() {
         default_name.clone()
     } else {
         join.member_id.as_str().into()
     };
-    check_name("join.member_id", &name)?;
     let start = start(join.after_seq, &join.epoch, join.tail)?;
     Ok(Joining {
         name,
@@ -353,21 +334,6 @@ pub fn start(after: Option<u64>, epoch: &str, tail: u32) -> Result<Start, Refusa
         epoch: epoch.into(),
         tail,
     })
-}
-
-fn check_role(field: &'static str, role: &str) -> Result<(), Refusal> {
-    check_name(field, role)?;
-    match role {
-        GATEWAY_ROLE => Err(Refusal::field(field, "\"gateway\" is the gateway's own role")),
-        _ => Ok(()),
-    }
-}
-
-fn ping_answer(ping: pb::Ping) -> Result<Option<Control>, Refusal> {
-    if ping.data.len() > 128 {
-        return Err(Refusal::field("ping.data", "at most 128 bytes"));
-    }
-    Ok(Some(Control::Pong(pb::Pong { data: ping.data })))
 }
 
 fn only_the_gateway(control: &Control) -> Refusal {

@@ -202,10 +202,10 @@ impl Link {
 
     /// Ends the connection once everything before has been sent. The first end counts.
     pub fn end(&self, refusal: Option<Refusal>) {
-        let farewell = if self.form == Form::Wire {
-            Bytes::new()
-        } else {
-            close_frame(refusal.as_ref())
+        // An end without a reason is the peer's own: it has had its answer.
+        let farewell = match &refusal {
+            Some(refusal) if self.form != Form::Wire => close_frame(refusal),
+            _ => Bytes::new(),
         };
         let mut out = self.out();
         if out.end.is_none() {
@@ -609,9 +609,9 @@ impl Link {
 }
 
 /// A close frame, whole: RFC 6455 §5.5.1.
-fn close_frame(refusal: Option<&Refusal>) -> Bytes {
-    let code = refusal.map_or(1000, |refusal| refusal.reason.row().close.unwrap_or(1011));
-    let text = refusal.map(ToString::to_string).unwrap_or_default();
+fn close_frame(refusal: &Refusal) -> Bytes {
+    let code = refusal.reason.row().close.unwrap_or(1011);
+    let text = refusal.to_string();
     let text = &text.as_bytes()[..text.floor_char_boundary(123)];
     let mut frame = vec![0x88, 2 + text.len() as u8];
     frame.extend_from_slice(&code.to_be_bytes());

@@ -181,7 +181,8 @@ pub fn config(change: impl FnOnce(&mut Config)) -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         ..Config::default()
     };
-    config.drain_grace = Duration::from_secs(5);
+    // What a test leaves open is not waited for.
+    config.drain_grace = Duration::from_millis(100);
     change(&mut config);
     config
 }

@@ -1,6 +1,8 @@
 //! The integration tests, one binary: scenarios that are written once and run over both faces, the calls, the edges that
 //! strangers touch, and the store's failures.
 
+#![allow(clippy::unwrap_used, reason = "in tests")]
+
 mod calls;
 mod drain;
 mod edges;
