@@ -65,10 +65,9 @@ def bystanders(attach):
     json, grpc = attach("json"), attach("grpc")
     json.join("bystanders")
     grpc.join("bystanders")
-    before = len(json.seen), len(grpc.seen)
     yield
     for sender, reader, text in [(json, grpc, "still here?"), (grpc, json, "yes")]:
-        sender.send(sessionId="bystanders", text=text)
-        assert reader.expect("text")["text"] == text
-    strange = [frame for frame in json.seen[before[0]:] + grpc.seen[before[1]:] if "error" in frame or "left" in frame]
+        sender.publish("bystanders", text=text)
+        reader.expect(lambda frame: frame.get("text") == text)
+    strange = [frame for frame in json.seen + grpc.seen if "error" in frame or "left" in frame]
     assert not strange

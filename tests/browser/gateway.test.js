@@ -7,11 +7,12 @@ import { openBrowser, servePages, startGateway, startWorker } from "./support.js
 // Word for word what the README tells browser engineers to send.
 const EXACT = '{"id":"msg-123","type":"query","sessionId":"sess-456","payload":{"action":"search","query":"HEA synthesis"}}';
 
-let gateway, worker, pages, browser;
+let gateway, worker, slowWorker, pages, browser;
 
 before(async () => {
   [gateway, pages, browser] = await Promise.all([startGateway({ ROUTES: "query=brain" }), servePages(), openBrowser()]);
-  worker = await startWorker(gateway);
+  worker = await startWorker(gateway, "brain");
+  slowWorker = await startWorker(gateway, "slow", 0.1);
 });
 
 afterEach(async () => {
@@ -22,7 +23,7 @@ afterEach(async () => {
 after(async () => {
   await browser?.close();
   await pages?.close();
-  await worker?.stop();
+  await Promise.all([worker?.stop(), slowWorker?.stop()]);
   assert.equal(await gateway?.stop(), 0);
 });
 
@@ -33,19 +34,19 @@ async function blankPage() {
   return page;
 }
 
-async function examplePage(session) {
+async function examplePage(session, role = "brain") {
   const page = await browser.newPage();
-  await page.goto(`${pages.url}/page.html?gateway=${gateway.ws}&session=${session}`);
+  await page.goto(`${pages.url}/page.html?gateway=${gateway.ws}&session=${session}&role=${role}`);
   await joined(page, session);
   return page;
 }
 
-const joined = (page, session) =>
-  page.waitForFunction((text) => document.querySelector("#status").textContent === text, {}, `joined ${session}`);
+// Pages in the background draw no frames, but their documents change all the same.
+const until = (page, test, ...values) => page.waitForFunction(test, { polling: "mutation" }, ...values);
+const joined = (page, session) => until(page, (text) => document.querySelector("#status").textContent === text, `joined ${session}`);
+const done = (page) => until(page, () => document.body.dataset.state === "done");
+const longerThan = (page, length) => until(page, (least) => document.querySelector("#answer").textContent.length > least, length);
 const text = (page) => page.$eval("#answer", (element) => element.textContent);
-const done = (page) => page.waitForFunction(() => document.body.dataset.state === "done");
-const longerThan = (page, length) =>
-  page.waitForFunction((least) => document.querySelector("#answer").textContent.length > least, {}, length);
 
 test("the exact message of the examples is answered, with no SDK", async () => {
   const page = await blankPage();
@@ -83,7 +84,7 @@ test("the README's snippet works in the console of a page", async () => {
 });
 
 test("the example page shows the answer as it streams in", async () => {
-  const page = await examplePage("page");
+  const page = await examplePage("page", "slow");
   await page.click("button");
   await longerThan(page, 20);
   const source = worker.answer("HEA synthesis");
@@ -94,7 +95,7 @@ test("the example page shows the answer as it streams in", async () => {
 });
 
 test("a reload in mid-answer loses nothing and repeats nothing", async () => {
-  const page = await examplePage("reload");
+  const page = await examplePage("reload", "slow");
   await page.click("button");
   const source = worker.answer("HEA synthesis");
   for (const length of [20, 100]) {
@@ -151,7 +152,7 @@ test("a page may choose binary messages by the subprotocol", async () => {
 });
 
 test("a page that breaks off is told nothing and disturbs nobody", async () => {
-  const [watcher, leaver] = [await examplePage("leave"), await examplePage("leave")];
+  const [watcher, leaver] = [await examplePage("leave", "slow"), await examplePage("leave", "slow")];
   await leaver.click("button");
   await longerThan(watcher, 20);
   await leaver.close();

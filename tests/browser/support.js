@@ -58,10 +58,11 @@ export async function startGateway(settings) {
   };
 }
 
-/** clients/examples/worker.py, serving the role `brain`. */
-export async function startWorker({ address }) {
+/** clients/examples/worker.py, in no hurry if so wanted. */
+export async function startWorker({ address }, role, pause_s = 0.01) {
   const env = { ...process.env, PYTHONPATH: `${generated}:${examples}`, PYTHONUNBUFFERED: "1", no_proxy: "127.0.0.1" };
-  const child = spawn(python, [join(examples, "worker.py"), address], { env, stdio: ["ignore", "pipe", "inherit"] });
+  const script = `import sys, worker; worker.PAUSE = ${pause_s}; worker.main(*sys.argv[1:])`;
+  const child = spawn(python, ["-c", script, address, role], { env, stdio: ["ignore", "pipe", "inherit"] });
   const exited = once(child, "exit");
   const lines = createInterface(child.stdout);
   const [line] = await Promise.race([once(lines, "line"), exited.then(() => ["nothing, and ended"])]);

@@ -1,6 +1,7 @@
 """The command line of a gRPC engineer. `buf curl` stands in for grpcurl, which no package brings; both learn all they know from
 server reflection."""
 
+import base64
 import json
 import os
 import re
@@ -46,7 +47,8 @@ def parse(text):
 
 @pytest.mark.parametrize("protocol", ["grpc-v1", "grpc-v1alpha"])
 def test_services_are_listed(gateway, tmp_path, protocol):
-    command = [BUF, "curl", "--http2-prior-knowledge", "--reflect-protocol", protocol, "--list-services", f"http://{gateway.address}"]
+    options = ["--http2-prior-knowledge", "--protocol", "grpc", "--reflect-protocol", protocol, "--list-services"]
+    command = [BUF, "curl", *options, f"http://{gateway.address}"]
     environment = os.environ | {"HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
     listed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     assert listed.returncode == 0, listed.stderr
@@ -66,7 +68,8 @@ def test_a_session_is_made_written_and_read(curl):
 def test_an_error_is_told_with_its_details(curl):
     [error] = curl("Sessions/Get", {"sessionId": "none"}, code=40)
     assert error["code"] == "not_found"
-    assert error["details"][0]["debug"]["reason"] == "SESSION_NOT_FOUND"
+    [detail] = error["details"]
+    assert detail["type"] == "google.rpc.ErrorInfo" and b"SESSION_NOT_FOUND" in base64.b64decode(detail["value"] + "==")
 
 
 def test_a_session_is_watched(curl, attach):
@@ -83,7 +86,7 @@ def test_a_session_is_watched(curl, attach):
         lines += read_line(watching)
     assert lines.index("joined") < lines.index("before") < lines.index("live")
     watching.terminate()
-    watching.communicate(timeout=TIMEOUT)
+    watching.wait(TIMEOUT)
 
 
 def read_line(process):

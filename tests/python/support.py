@@ -115,23 +115,28 @@ class Peer:
 
     def __init__(self):
         self.seen = []
+        self.left = []
         self.count = 0
 
-    def next(self, timeout=TIMEOUT):
-        try:
-            frame = self.receive(timeout)
-        except TimeoutError:
-            raise AssertionError(f"nothing came; what came before: {self.seen[-20:]}") from None
-        except Ended as ended:
-            raise ended from None
-        self.seen.append(frame)
-        return frame
+    def next(self):
+        return self.expect(lambda _: True)
 
     def expect(self, wanted):
-        """The next frame that has the field, or that passes the test; others are passed over."""
+        """The first frame that has the field, or that passes the test; others are left for later."""
         test = wanted if callable(wanted) else lambda frame: wanted in frame
-        while not test(frame := self.next()):
-            pass
+        for at, frame in enumerate(self.left):
+            if test(frame):
+                return self.left.pop(at)
+        while not test(frame := self._take()):
+            self.left.append(frame)
+        return frame
+
+    def _take(self):
+        try:
+            frame = self.receive(TIMEOUT)
+        except TimeoutError:
+            raise AssertionError(f"nothing came; what came before: {self.seen[-20:]}") from None
+        self.seen.append(frame)
         return frame
 
     def ended(self):
@@ -209,9 +214,9 @@ class Socket(Peer):
         super().__init__()
         self.face = face
         protocols = [f"twinspan.v1.{face}"] if subprotocol else None
-        self.socket = connect(
-            gateway.ws_url + query, subprotocols=protocols, proxy=None, max_size=None, compression=None, open_timeout=TIMEOUT
-        )
+        options = {"proxy": None, "max_size": None, "compression": None, "open_timeout": TIMEOUT}
+        self.stack = contextlib.ExitStack()
+        self.socket = self.stack.enter_context(connect(gateway.ws_url + query, subprotocols=protocols, **options))
 
     def send_frame(self, frame):
         binary = self.face == "proto"
@@ -231,7 +236,7 @@ class Socket(Peer):
         return MessageToDict(pb.Frame.FromString(message)) if self.face == "proto" else json.loads(message)
 
     def close(self):
-        self.socket.close()
+        self.stack.close()
 
     def vanish(self):
         """Goes away without a word."""
@@ -251,6 +256,7 @@ class Stream(Peer):
         )
         self.outgoing = queue.SimpleQueue()
         self.incoming = queue.SimpleQueue()
+        self.closing = False
         self.call = attach(iter(self.outgoing.get, None))
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -261,7 +267,8 @@ class Stream(Peer):
                 self.incoming.put(MessageToDict(frame))
             self.incoming.put(Ended("OK"))
         except grpc.RpcError as error:
-            self.incoming.put(refusal(error))
+            if not self.closing:
+                self.incoming.put(refusal(error))
 
     def send_frame(self, frame):
         self.send_raw(ParseDict(frame, pb.Frame()).SerializeToString())
@@ -283,6 +290,7 @@ class Stream(Peer):
         self.outgoing.put(None)
 
     def close(self):
+        self.closing = True
         self.half_close()
         self.call.cancel()
         self.channel.close()

@@ -141,7 +141,7 @@ def test_a_request_by_call_is_answered_in_the_log(sessions, attach):
     assert request["id"] == published.id and request["from"] == {"role": "client", "memberId": "api"}
     worker.reply(request, text="answer", final=True)
     watching = sessions.Watch(calls.WatchRequest(session_id="s", after_seq=0), timeout=20)
-    assert [frame.WhichOneof("body") for frame, _ in zip(watching, range(3))] == ["joined", "payload", "text"]
+    assert [frame.WhichOneof("body") for _, frame in zip(range(3), watching)] == ["joined", "payload", "text"]
     watching.cancel()
 
 

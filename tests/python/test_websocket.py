@@ -160,7 +160,7 @@ def test_a_connection_may_end_without_a_close(gateway, bystanders):
 def test_the_close_code_after_a_good_close_is_1000(gateway):
     peer = Socket(gateway)
     peer.is_alive()
-    peer.socket.close()
+    peer.close()
     with pytest.raises(Ended) as ended:
         peer.next()
     assert ended.value.code == 1000
