@@ -36,7 +36,9 @@ def free_port():
 
 
 class Gateway:
-    """A `twinspan serve` of its own. Settings are given as `limits_handshake="1s"`, which is TWINSPAN_LIMITS_HANDSHAKE."""
+    """A gateway process of its own. Settings are given as `limits_handshake="1s"`, which is TWINSPAN_LIMITS_HANDSHAKE."""
+
+    command = "serve"
 
     def __init__(self, log, **settings):
         self.port = free_port()
@@ -45,7 +47,7 @@ class Gateway:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWINSPAN_")}
         environment |= {f"TWINSPAN_{name.upper()}": value for name, value in settings.items()}
         self.log = open(log, "w+b")
-        command = [BINARY, "serve", "--listen", self.address]
+        command = [BINARY, self.command, "--listen", self.address]
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
         try:
             self._wait_until_ready()
