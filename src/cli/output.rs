@@ -109,14 +109,20 @@ fn escaped(text: &str) -> String {
 
 fn about(control: &Control) -> Option<String> {
     match control {
+        Control::Gap(gap) if gap.reason() == pb::GapReason::EpochChanged => {
+            let first = gap.to_seq + 1;
+            Some(format!(
+                "-- gap: the log was lost and begun anew; what is above is void, the new log begins with #{first}"
+            ))
+        }
         Control::Gap(gap) => {
-            let why = match gap.reason() {
-                pb::GapReason::Trimmed => "retention removed them",
-                pb::GapReason::EpochChanged => "the log was lost and begun anew",
-                pb::GapReason::Unspecified => "no reason given",
+            let why = if gap.reason() == pb::GapReason::Trimmed {
+                ": retention removed them"
+            } else {
+                ""
             };
             Some(format!(
-                "-- gap: frames {} to {} cannot be had: {why}",
+                "-- gap: frames {} to {} cannot be had{why}",
                 gap.from_seq, gap.to_seq
             ))
         }
@@ -204,6 +210,10 @@ mod tests {
             reason: pb::GapReason::Trimmed.into(),
             ..pb::Gap::default()
         };
+        let anew = pb::Gap {
+            reason: pb::GapReason::EpochChanged.into(),
+            ..gap.clone()
+        };
         let control = |control| {
             human(&Frame {
                 body: Body::Control(Box::new(control)),
@@ -213,6 +223,11 @@ mod tests {
         assert_eq!(
             control(Control::Gap(gap)).unwrap(),
             "-- gap: frames 5 to 17 cannot be had: retention removed them"
+        );
+        assert!(
+            control(Control::Gap(anew))
+                .unwrap()
+                .ends_with("the new log begins with #18")
         );
         assert_eq!(control(Control::Joined(pb::Joined::default())), None);
     }

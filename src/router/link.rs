@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Router;
 use super::live::{Found, Live};
 use super::seat::Seat;
+use super::timers::Later;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
 use crate::log::Page;
@@ -68,6 +69,11 @@ pub struct Link {
     /// The gRPC stream that pulls.
     puller: AtomicWaker,
     places: Mutex<Places>,
+    /// There are ready seats, for a look without the lock.
+    has_ready: AtomicBool,
+    /// It is on the list of those who are kicked soon.
+    soon: AtomicBool,
+    later: Arc<Later>,
     /// Something that the connection had asked was answered.
     answered: AtomicBool,
     /// Of the coarse clock, when the peer last showed life.
@@ -86,6 +92,7 @@ struct Out {
     written: usize,
     outbox: VecDeque<Bytes>,
     outbox_bytes: usize,
+    accepted: Vec<pb::Accepted>,
     turn: VecDeque<Arc<Seat>>,
     lagging: Vec<Arc<Seat>>,
     paused: bool,
@@ -121,6 +128,7 @@ impl Link {
             written: 0,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
+            accepted: Vec::new(),
             turn: VecDeque::new(),
             lagging: Vec::new(),
             paused: false,
@@ -139,6 +147,9 @@ impl Link {
             driver: AtomicWaker::new(),
             puller: AtomicWaker::new(),
             places: Mutex::default(),
+            has_ready: AtomicBool::new(false),
+            soon: AtomicBool::new(false),
+            later: router.later(),
             answered: AtomicBool::new(false),
             life: AtomicU32::new(0),
         }
@@ -191,6 +202,42 @@ impl Link {
         let mut out = self.out();
         out.outbox_bytes += bytes.len();
         out.outbox.push_back(bytes);
+    }
+
+    /// Adds to the next Ack, which the next kick sends.
+    pub(super) fn ack(&self, accepted: impl Iterator<Item = pb::Accepted>) {
+        let mut out = self.out();
+        for entry in accepted {
+            // A later chunk speaks for the earlier ones of its request.
+            let before = out.accepted.iter_mut().rev().find(|before| {
+                entry.id.is_empty()
+                    && before.id.is_empty()
+                    && before.reply_to == entry.reply_to
+                    && before.session_id == entry.session_id
+            });
+            match before {
+                Some(before) => *before = entry,
+                None => out.accepted.push(entry),
+            }
+        }
+    }
+
+    /// Sends what there is to send within a few milliseconds, together with what comes until then.
+    pub(super) fn kick_soon(self: &Arc<Self>) {
+        if !self.soon.swap(true, Ordering::SeqCst) {
+            self.later.add(Arc::clone(self));
+        }
+    }
+
+    /// The few milliseconds are over.
+    pub(super) fn kick_late(&self) {
+        self.soon.store(false, Ordering::SeqCst);
+        let out = self.out();
+        let due = !out.outbox.is_empty() || !out.accepted.is_empty() || self.has_ready.load(Ordering::SeqCst);
+        drop(out);
+        if due {
+            self.kick();
+        }
     }
 
     /// Puts raw bytes (a pong, a ping) before everything that has not been begun to be written.
@@ -257,6 +304,7 @@ impl Link {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(Arc::clone(seat));
+            self.has_ready.store(true, Ordering::SeqCst);
         }
     }
 
@@ -333,7 +381,7 @@ impl Link {
     /// Whether the peer may be read from: not while it leaves too many answers unread. Wakes the driver when it may again.
     pub fn may_read(&self, frames: usize, bytes: usize) -> bool {
         let mut out = self.out();
-        out.paused = out.outbox.len() > frames || out.outbox_bytes > bytes;
+        out.paused = out.outbox.len() + out.accepted.len() > frames || out.outbox_bytes > bytes;
         !out.paused
     }
 
@@ -386,15 +434,8 @@ impl Link {
             else {
                 return;
             };
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let mut count = 0;
-            for (at, bytes) in queue.iter().take(SLICES).enumerate() {
-                let from = if at == 0 { *written } else { 0 };
-                slices[at] = IoSlice::new(&bytes[from..]);
-                count += 1;
-            }
             let cx = &mut Context::from_waker(waker);
-            match socket.as_mut().poll_write_vectored(cx, &slices[..count]) {
+            match poll_write(socket.as_mut(), cx, queue, *written) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return self.abandon(out),
                 Poll::Ready(Ok(count)) => {
                     out.advance(count);
@@ -455,6 +496,15 @@ impl Link {
         if out.ended {
             return;
         }
+        if !out.accepted.is_empty() {
+            let accepted = out.accepted.drain(..).collect();
+            let ack = Control::Ack(pb::Ack { accepted });
+            let bytes = self.encode(&Sealed::new(Frame {
+                body: Body::Control(Box::new(ack)),
+                ..Frame::default()
+            }));
+            out.outbox.push_back(bytes);
+        }
         if !out.outbox.is_empty() {
             std::mem::swap(&mut out.queue, &mut out.outbox);
             out.outbox_bytes = 0;
@@ -463,8 +513,13 @@ impl Link {
             out.paused = false;
             self.driver.wake();
         }
-        out.turn
-            .extend(self.ready.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+        if self.has_ready.swap(false, Ordering::SeqCst) {
+            let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+            out.turn.extend(ready.drain(..));
+        }
+        if out.turn.is_empty() {
+            return;
+        }
         let mut bytes = out.queue.iter().map(Bytes::len).sum::<usize>();
         while out.queue.len() < BATCH_FRAMES && bytes < BATCH_BYTES {
             let Some(seat) = out.turn.pop_front() else { break };
@@ -606,6 +661,26 @@ impl Link {
         let seats: Vec<_> = self.places().seats.values().cloned().collect();
         seats.iter().map(|seat| seat.cursor().asked()).sum()
     }
+}
+
+/// Writes what is queued, but for the first bytes that are gone already.
+fn poll_write(
+    socket: Pin<&mut dyn Socket>,
+    cx: &mut Context<'_>,
+    queue: &VecDeque<Bytes>,
+    written: usize,
+) -> Poll<std::io::Result<usize>> {
+    if let [only] = queue.as_slices().0
+        && queue.len() == 1
+    {
+        return socket.poll_write(cx, &only[written..]);
+    }
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    for (slice, bytes) in slices.iter_mut().zip(queue) {
+        *slice = IoSlice::new(bytes);
+    }
+    slices[0].advance(written);
+    socket.poll_write_vectored(cx, &slices[..queue.len().min(SLICES)])
 }
 
 /// A close frame, whole: RFC 6455 §5.5.1.

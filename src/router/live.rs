@@ -145,11 +145,14 @@ impl Live {
         }
     }
 
-    /// Lets everybody who reads the session know that there is something new.
-    pub(super) fn notify(&self) {
+    /// Lets everybody who reads the session know that there is something new; one of them may learn it a little later.
+    pub(super) fn notify(&self, patient: Option<&Arc<Link>>) {
         for seat in self.audience().iter() {
             seat.link().mark(seat);
-            seat.link().kick();
+            match patient.filter(|patient| Arc::ptr_eq(patient, seat.link())) {
+                Some(patient) => patient.kick_soon(),
+                None => seat.link().kick(),
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Router;
-use super::batch::Batch;
+use super::batch::{Batch, Haste};
 use super::link::Link;
 use super::live::{self, Live, Shared};
 use super::seat::{Cursor, Placing, Seat, View};
@@ -103,7 +103,7 @@ impl Router {
         }
         seat.unmark();
         link.mark(&seat);
-        batch.touch(&live);
+        batch.touch(&live, Haste::Now);
         batch.touch_link(link);
         tracing::debug!(connection = %link.name(), session = %session, member = %joining.name, role = %joining.role, "joined");
         Ok(())
@@ -211,7 +211,7 @@ impl Router {
             let note = shared.presence(left);
             shared.note(note, true);
             drop(shared);
-            batch.touch(live);
+            batch.touch(live, Haste::Now);
         }
     }
 

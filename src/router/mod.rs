@@ -74,6 +74,7 @@ struct Inner {
     link_count: watch::Sender<usize>,
     dispatch: Mutex<Dispatch>,
     timers: timers::Timers,
+    later: Arc<timers::Later>,
     gateway: Arc<pb::Address>,
     next_id: AtomicU64,
     started: Instant,
@@ -116,6 +117,7 @@ impl Router {
             links: (0..timers::WHEEL).map(|_| Mutex::default()).collect(),
             link_count: watch::Sender::new(0),
             timers: timers::Timers::default(),
+            later: Arc::default(),
             gateway: Arc::new(gateway),
             next_id: AtomicU64::new(1),
             started: clock().mono,
@@ -153,6 +155,10 @@ impl Router {
 
     fn clock(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.inner.tick)
+    }
+
+    fn later(&self) -> Arc<timers::Later> {
+        Arc::clone(&self.inner.later)
     }
 
     /// The role that frames of this type go to, where nothing else is said.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::Router;
-use super::batch::Batch;
+use super::batch::{Batch, Haste};
 use super::link::Link;
 use super::live::{AckTo, Live, Pending, Shared};
 use crate::error::{Reason, Refusal};
@@ -62,16 +62,22 @@ impl Router {
         asked: Option<Asked>,
         batch: &mut Batch,
     ) -> Result<(), Refusal> {
+        let is_reply = !frame.reply_to.is_empty();
+        let haste = if asked.is_some() || is_reply {
+            Haste::Soon
+        } else {
+            Haste::Now
+        };
         let posted = self.post(live, sender, frame, asked, batch.now)?;
         let accepted = posted.accepted.clone();
         match sender.link {
             Some(link) if posted.later.is_some() => {
                 let ack = AckTo::Link(Arc::clone(link), accepted);
-                self.settle(live, posted, Some(ack), batch);
+                self.settle(live, posted, Some(ack), haste, batch);
             }
             _ => {
-                self.settle(live, posted, None, batch);
-                batch.accept(accepted);
+                self.settle(live, posted, None, haste, batch);
+                batch.accept(accepted, haste);
             }
         }
         Ok(())
@@ -95,7 +101,7 @@ impl Router {
                 (Some(AckTo::Call(tell)), Some(wait))
             }
         };
-        self.settle(live, posted, ack, &mut batch);
+        self.settle(live, posted, ack, Haste::Now, &mut batch);
         batch.finish(None);
         Ok((accepted, wait))
     }
@@ -184,7 +190,7 @@ impl Router {
     }
 
     /// Does what follows from an accepted frame: now, or when it is durable.
-    fn settle(&self, live: &Arc<Live>, posted: Posted, ack: Option<AckTo>, batch: &mut Batch) {
+    fn settle(&self, live: &Arc<Live>, posted: Posted, ack: Option<AckTo>, haste: Haste, batch: &mut Batch) {
         let Posted {
             accepted,
             effects,
@@ -192,7 +198,7 @@ impl Router {
         } = posted;
         let Some(wait) = later else {
             if !accepted.duplicate {
-                batch.touch(live);
+                batch.touch(live, haste);
             }
             self.carry_out(live, effects, batch);
             return;
@@ -222,24 +228,18 @@ impl Router {
             done.extend(shared.pending.pop_front());
         }
         drop(shared);
-        batch.touch(live);
-        let mut acks: Vec<(Arc<Link>, Vec<pb::Accepted>)> = Vec::new();
+        batch.touch(live, Haste::Now);
         for pending in done {
             self.carry_out(live, pending.effects, &mut batch);
             match pending.ack {
                 None => {}
                 // A call that is gone needs no answer.
                 Some(AckTo::Call(call)) => drop(call.send(())),
-                Some(AckTo::Link(link, accepted)) => match acks.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &link))
-                {
-                    Some((_, list)) => list.push(accepted),
-                    None => acks.push((link, vec![accepted])),
-                },
+                Some(AckTo::Link(link, accepted)) => {
+                    link.ack(std::iter::once(accepted));
+                    batch.touch_link(&link);
+                }
             }
-        }
-        for (link, accepted) in acks {
-            link.tell(&Str::EMPTY, Control::Ack(pb::Ack { accepted }));
-            batch.touch_link(&link);
         }
         batch.finish(None);
     }
@@ -404,6 +404,7 @@ impl Router {
                 later,
             },
             None,
+            Haste::Now,
             batch,
         );
         Ok(())
@@ -451,7 +452,7 @@ impl Router {
         shared.last_used = batch.now.mono;
         shared.note(frame, false);
         drop(shared);
-        batch.touch(live);
+        batch.touch(live, Haste::Now);
         Ok(())
     }
 }

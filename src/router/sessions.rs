@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::Router;
-use super::batch::Batch;
+use super::batch::{Batch, Haste};
 use super::live::Live;
 use super::members::dismiss;
 use crate::error::{Reason, Refusal};
@@ -116,7 +116,7 @@ impl Router {
         shared.session.update(set, unset, batch.now.wall);
         let changed = shared.tell_changed();
         drop(shared);
-        batch.touch(&live);
+        batch.touch(&live, Haste::Now);
         batch.finish(None);
         Ok(changed)
     }
@@ -156,7 +156,7 @@ impl Router {
                 shared.tell_changed()
             };
             drop(shared);
-            batch.touch(&live);
+            batch.touch(&live, Haste::Now);
             batch.finish(None);
             tracing::info!(session = id, "session closed");
             return Ok(changed);

@@ -24,6 +24,8 @@ use crate::session::{Cause, Due};
 pub(super) const WHEEL: usize = 32;
 /// How far the ticker may be behind before the gateway calls itself unwell.
 pub(super) const LATE: Duration = Duration::from_secs(10);
+/// What "soon" is.
+const SOON: Duration = Duration::from_millis(5);
 /// How soon an end that the log refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// A ping, whole: RFC 6455 §5.5.2.
@@ -56,14 +58,38 @@ impl Timers {
     }
 }
 
+/// Links that are kicked a little later, together with what comes for them until then.
+#[derive(Default)]
+pub(super) struct Later {
+    links: Mutex<Vec<Arc<Link>>>,
+    some: Notify,
+}
+
+impl Later {
+    pub fn add(&self, link: Arc<Link>) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.push(link);
+        let first = links.len() == 1;
+        drop(links);
+        if first {
+            self.some.notify_one();
+        }
+    }
+
+    fn take(&self) -> Vec<Arc<Link>> {
+        std::mem::take(&mut self.links.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// How long a tick is.
 pub(super) fn tick(limits: &Limits) -> Duration {
     (limits.heartbeat / WHEEL as u32).max(Duration::from_millis(10))
 }
 
-/// Starts the two tasks, which end when the router is dropped.
+/// Starts the tasks, which end when the router is dropped.
 pub(super) fn start(router: &Router) {
     tokio::spawn(deadlines(Arc::downgrade(&router.inner)));
+    tokio::spawn(kick_later(Arc::downgrade(&router.inner), router.later()));
     tokio::spawn(ticker(Arc::downgrade(&router.inner), tick(&router.inner.limits)));
 }
 
@@ -79,6 +105,19 @@ async fn deadlines(inner: Weak<Inner>) {
         tokio::select! {
             () = earlier => {}
             () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn kick_later(inner: Weak<Inner>, later: Arc<Later>) {
+    while inner.strong_count() > 0 {
+        // Now and then it looks whether the router is still there.
+        if tokio::time::timeout(LATE, later.some.notified()).await.is_err() {
+            continue;
+        }
+        tokio::time::sleep(SOON).await;
+        for link in later.take() {
+            link.kick_late();
         }
     }
 }

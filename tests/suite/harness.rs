@@ -205,6 +205,7 @@ pub const FACES: [(Face, Face); 6] = [
     (Face::Binary, Face::Json),
 ];
 
+#[allow(clippy::large_enum_variant, reason = "there are few")]
 enum Wire {
     Grpc {
         send: Option<mpsc::UnboundedSender<Frame>>,
@@ -372,7 +373,7 @@ impl Peer {
         .await
     }
 
-    /// Nothing comes before the answer to a ping.
+    /// Nothing but acks comes before the answer to a ping.
     pub async fn hears_nothing(&mut self) {
         self.control(
             "",
@@ -381,7 +382,10 @@ impl Peer {
             }),
         )
         .await;
-        let next = self.next().await;
+        let is_ack = |frame: &Frame| matches!(control(frame), Some(Control::Ack(_)));
+        let next = self
+            .until("the pong", |frame| (!is_ack(frame)).then(|| frame.clone()))
+            .await;
         assert!(matches!(control(&next), Some(Control::Pong(_))), "unexpected: {next:?}");
     }
 

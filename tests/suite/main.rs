@@ -10,6 +10,7 @@ mod harness;
 mod requests;
 mod sessions;
 mod store;
+mod upkeep;
 
 /// Runs each scenario over all pairs of faces.
 #[macro_export]

@@ -380,7 +380,7 @@ async fn payloads_cross_unchanged(one: Face, other: Face) {
             panic!("not a payload: {frame:?}")
         };
         let want: serde_json::Value = serde_json::from_str(shape).unwrap();
-        let got: serde_json::Value = serde_json::from_str(&got.as_json()).unwrap();
+        let got: serde_json::Value = serde_json::from_str(got.as_json()).unwrap();
         assert!(same(&got, &want), "{got} is not {want}");
     }
     let bytes: Vec<u8> = (0..=255).collect();
