@@ -125,6 +125,11 @@ impl Router {
     pub fn close(&self, id: &str, reason: &str) -> Result<pb::Session, Refusal> {
         let live = self.find(id)?;
         let mut batch = Batch::new(self.now());
+        let reason = if reason.is_empty() {
+            "the session was closed"
+        } else {
+            reason
+        };
         loop {
             let open: Vec<Str> = live
                 .lock()

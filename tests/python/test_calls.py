@@ -169,10 +169,10 @@ def test_members_are_told_of_what_calls_do(sessions, attach, face):
     frames = [member.expect(lambda frame: "sessionChanged" in frame or frame.get("final")) for _ in range(2)]
     last = next(frame for frame in frames if "final" in frame)
     changed = next(frame for frame in frames if "sessionChanged" in frame)
-    assert last["error"]["reason"] == "SESSION_CLOSED" and last["error"]["code"] == "CANCELLED"
+    assert last["error"]["reason"] == "REQUEST_CANCELLED" and last["error"]["code"] == "CANCELLED"
     assert "done for today" in last["error"]["message"]
     assert changed["sessionChanged"]["session"]["state"] == "SESSION_STATE_CLOSED"
-    assert worker.expect("cancel")["cancel"]["reason"] == "SESSION_CLOSED"
+    assert worker.expect("cancel")["cancel"]["reason"] == "REQUEST_CANCELLED"
     assert member.refused(sessionId="s", text="?")["reason"] == "SESSION_CLOSED"
     sessions.Delete(calls.DeleteRequest(session_id="s"))
     assert member.expect("left")["left"]["error"]["reason"] == "SESSION_DELETED"
