@@ -180,6 +180,8 @@ settings! {
         "Bytes of direct answers that may wait for a connection; beyond it, the connection is not read from.";
     "limits.outbox_frames" Count limits.outbox_frames,
         "Direct answers that may wait for a connection; beyond it, the connection is not read from.";
+    "limits.unread_bytes" Bytes limits.unread_bytes,
+        "Bytes that others have sent to one connection (requests to a worker) and that it leaves unread; beyond it, it is disconnected.";
     "limits.handshake" Span limits.handshake,
         "From the accepted TCP connection to the first request on it.";
     "limits.heartbeat" Span limits.heartbeat,
@@ -215,6 +217,11 @@ const RELATIONS: &[Relation] = &[
         keys: &["limits.outbox_bytes", "limits.frame_bytes"],
         expected: "at least limits.frame_bytes, so that any one answer fits",
         holds: |config| config.limits.outbox_bytes >= config.limits.frame_bytes,
+    },
+    Relation {
+        keys: &["limits.unread_bytes", "limits.outbox_bytes"],
+        expected: "at least limits.outbox_bytes, so that nobody is disconnected for its own answers",
+        holds: |config| config.limits.unread_bytes >= config.limits.outbox_bytes,
     },
     Relation {
         keys: &["retention.bytes", "limits.frame_bytes"],

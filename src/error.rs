@@ -148,6 +148,8 @@ reasons! {
         "The peer connected and asked for nothing. The connection is closed.";
     HeartbeatTimeout "HEARTBEAT_TIMEOUT" Unavailable Some(4000), retry,
         "The peer showed no life for two heartbeat intervals. Connect again and resume.";
+    Stalled "STALLED" ResourceExhausted Some(4001), retry,
+        "A worker left more than `details.limit` bytes of what it was handed unread. It is disconnected, and what it held has ended.";
     Draining "DRAINING" Unavailable None, retry,
         "The gateway is about to stop and takes no new requests. Connect again.";
     Shutdown "SHUTDOWN" Unavailable Some(1012), retry,

@@ -35,6 +35,9 @@ pub struct Limits {
     pub outbox_bytes: usize,
     /// Answers to a connection beyond which it is not read from.
     pub outbox_frames: usize,
+    /// Bytes that others have sent to a connection alone (requests to a worker), and that it has not taken, beyond which it is
+    /// disconnected.
+    pub unread_bytes: usize,
     /// From the accepted TCP connection to the first request.
     pub handshake: Duration,
     /// How long a peer may show no life before it is asked for some.
@@ -63,6 +66,7 @@ impl Default for Limits {
             tail_frames: 1_024,
             outbox_bytes: 1 << 20,
             outbox_frames: 1_024,
+            unread_bytes: 64 << 20,
             handshake: Duration::from_secs(10),
             heartbeat: Duration::from_secs(30),
             accept_timeout: Duration::from_secs(30),

@@ -200,8 +200,10 @@ impl Link {
     pub fn push(&self, frame: Frame) {
         let bytes = self.encode(&Sealed::new(frame));
         let mut out = self.out();
-        out.outbox_bytes += bytes.len();
-        out.outbox.push_back(bytes);
+        if !out.ended {
+            out.outbox_bytes += bytes.len();
+            out.outbox.push_back(bytes);
+        }
     }
 
     /// Adds to the next Ack, which the next kick sends.
@@ -244,7 +246,9 @@ impl Link {
     pub fn push_first(&self, bytes: Bytes) {
         let mut out = self.out();
         let at = usize::from(out.written > 0);
-        out.queue.insert(at, bytes);
+        if !out.ended {
+            out.queue.insert(at, bytes);
+        }
     }
 
     /// Ends the connection once everything before has been sent. The first end counts.
@@ -255,7 +259,7 @@ impl Link {
             _ => Bytes::new(),
         };
         let mut out = self.out();
-        if out.end.is_none() {
+        if out.end.is_none() && !out.ended {
             out.end = Some(Box::new(End { refusal, farewell }));
         }
         drop(out);
@@ -266,11 +270,16 @@ impl Link {
     pub fn cut(&self, refusal: Option<Refusal>) {
         self.end(refusal);
         let mut out = self.out();
-        if !out.ended && self.form != Form::Wire {
+        if !out.ended {
             self.abandon(&mut out);
         }
         drop(out);
         self.kick();
+    }
+
+    /// Bytes for this connection alone that it has not taken.
+    pub(super) fn unread(&self) -> usize {
+        self.out().outbox_bytes
     }
 
     /// The peer of a pulled link has stopped pulling.
@@ -367,15 +376,15 @@ impl Link {
         if let Some(bytes) = out.queue.pop_front() {
             return Poll::Ready(Some(Ok(bytes)));
         }
-        if out.ended {
-            return Poll::Ready(None);
+        match out.end.take() {
+            Some(end) => {
+                out.ended = true;
+                self.driver.wake();
+                Poll::Ready(end.refusal.map(Err))
+            }
+            None if out.ended => Poll::Ready(None),
+            None => Poll::Pending,
         }
-        if let Some(end) = out.end.clone() {
-            out.ended = true;
-            self.driver.wake();
-            return Poll::Ready(end.refusal.map(Err));
-        }
-        Poll::Pending
     }
 
     /// Whether the peer may be read from: not while it leaves too many answers unread. Wakes the driver when it may again.
@@ -485,6 +494,8 @@ impl Link {
         out.lagging = Vec::new();
         out.queue = VecDeque::new();
         out.outbox = VecDeque::new();
+        out.outbox_bytes = 0;
+        out.accepted = Vec::new();
         out.turn = VecDeque::new();
         out.ended = true;
         out.blocked = true;

@@ -33,7 +33,7 @@ pub(super) struct Shared {
     /// Ends that the log did not take yet.
     pub unended: Vec<(Str, Cause)>,
     /// When the timers are to look at this session.
-    pub armed: Option<Instant>,
+    pub armed: Option<(Instant, u64)>,
     /// Deleted: whoever still holds it must look for the session anew.
     pub gone: bool,
     pub last_used: Instant,

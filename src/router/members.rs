@@ -261,6 +261,13 @@ impl Router {
 
     /// What was read is there, or cannot be had: then the connection is out of the session, and may join again.
     pub fn caught_up(&self, seat: &Arc<Seat>, page: Result<Page, log::Error>) {
+        let next = seat.cursor().next;
+        let page = page.and_then(|page| match page.frames.is_empty() && page.first <= next {
+            true => Err(log::Error::Unavailable(format!(
+                "it has nothing from {next} on, though it should"
+            ))),
+            false => Ok(page),
+        });
         match page {
             Ok(page) => seat.link().catch_up(seat, &page),
             Err(error) => {

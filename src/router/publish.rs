@@ -1,5 +1,6 @@
 //! Frames into sessions, requests to workers, and the ends of requests.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -268,7 +269,12 @@ impl Router {
                     };
                     let placed = self.dispatch().submit(ticket, &role, prefer);
                     match placed {
-                        Ok(Placed::With(worker)) => self.hand(live, &request, worker, batch),
+                        Ok(Placed::With(worker)) => {
+                            if !self.hand(live, &request, worker, batch) {
+                                let tickets = self.dispatch().release(worker);
+                                self.hand_all(tickets, worker, batch);
+                            }
+                        }
                         Ok(Placed::Waiting) => {
                             tracing::debug!(session = %live.id(), %request, %role, "request waits for a worker");
                         }
@@ -315,21 +321,20 @@ impl Router {
         self.hand_all(tickets, worker, batch);
     }
 
-    /// Hands waiting requests, of whatever sessions, to a worker.
+    /// Hands waiting requests, of whatever sessions, to a worker. For each that is not needed any more it gets another one.
     pub(super) fn hand_all(&self, tickets: Vec<Ticket>, worker: WorkerKey, batch: &mut Batch) {
-        for ticket in tickets {
-            match self.find(&ticket.session) {
-                Ok(live) => self.hand(&live, &ticket.request, worker, batch),
-                Err(_) => {
-                    let more = self.dispatch().release(worker);
-                    self.hand_all(more, worker, batch);
-                }
+        let mut tickets = VecDeque::from(tickets);
+        while let Some(ticket) = tickets.pop_front() {
+            let live = self.find(&ticket.session);
+            let handed = live.is_ok_and(|live| self.hand(&live, &ticket.request, worker, batch));
+            if !handed {
+                tickets.extend(self.dispatch().release(worker));
             }
         }
     }
 
-    /// Hands a request to the worker that was chosen for it.
-    fn hand(&self, live: &Arc<Live>, request: &Str, worker: WorkerKey, batch: &mut Batch) {
+    /// Hands a request to the worker that was chosen for it; whether it still needed one.
+    fn hand(&self, live: &Arc<Live>, request: &Str, worker: WorkerKey, batch: &mut Batch) -> bool {
         let link = self.link(worker.connection).filter(|link| link.hold(live));
         let mut shared = live.lock();
         let remaining = shared.session.remaining(request, batch.now.mono);
@@ -338,17 +343,35 @@ impl Router {
         drop(shared);
         let (Some(attempt), Some(frame), Some(remaining)) = (assigned, frame, remaining) else {
             // It ended meanwhile.
-            return self.release(live, worker, batch);
+            if let Some(link) = link {
+                link.let_go(live);
+            }
+            return false;
         };
-        let Some(link) = link else {
-            return self.end_or_retry(live, request, Cause::WorkerLost, batch);
-        };
-        tracing::debug!(session = %live.id(), %request, connection = %link.name(), attempt, "request handed to a worker");
-        link.push(handed(frame.frame(), attempt, remaining));
-        batch.touch_link(&link);
-        if link.is_closed() {
-            // It went away between being chosen and being handed the request, too late to be asked what it holds.
+        if let Some(link) = &link {
+            tracing::debug!(session = %live.id(), %request, connection = %link.name(), attempt, "request handed to a worker");
+            link.push(handed(frame.frame(), attempt, remaining));
+            batch.touch_link(link);
+            self.check_stalled(link);
+        }
+        if link.is_none_or(|link| link.is_closed()) {
+            // It went away between being chosen and being handed the request, too late to be asked what it holds. It is not to
+            // be given another one for this one.
+            self.dispatch().unregister(worker);
             self.end_or_retry(live, request, Cause::WorkerLost, batch);
+        }
+        true
+    }
+
+    /// What others send to a connection alone is bounded too: one that leaves so much of it unread is stuck.
+    fn check_stalled(&self, link: &Link) {
+        let limit = self.limits().unread_bytes;
+        if link.unread() > limit {
+            tracing::warn!(connection = %link.name(), limit, "a worker reads nothing of what it is handed; disconnected");
+            let text = format!("more than {limit} bytes were left unread; connect again");
+            link.cut(Some(
+                Refusal::new(Reason::Stalled, text).with("limit", limit.to_string()),
+            ));
         }
     }
 

@@ -39,10 +39,14 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    fn add(&self, at: Instant, number: u64, live: &Arc<Live>) {
+    /// Puts the session into the table, in one place only.
+    fn set(&self, place: (Instant, u64), before: Option<(Instant, u64)>, live: &Arc<Live>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = table.keys().next().is_none_or(|(first, _)| at < *first);
-        table.insert((at, number), Arc::downgrade(live));
+        if let Some(before) = before {
+            table.remove(&before);
+        }
+        let first = table.keys().next().is_none_or(|(first, _)| place.0 < *first);
+        table.insert(place, Arc::downgrade(live));
         drop(table);
         if first {
             self.earlier.notify_one();
@@ -144,9 +148,10 @@ impl Router {
         let Some(at) = shared.session.deadline().into_iter().chain(retry).min() else {
             return;
         };
-        if shared.armed.is_none_or(|armed| at < armed) {
-            shared.armed = Some(at);
-            self.inner.timers.add(at, self.next_id(), live);
+        if shared.armed.is_none_or(|(armed, _)| at < armed) {
+            let place = (at, self.next_id());
+            let before = shared.armed.replace(place);
+            self.inner.timers.set(place, before, live);
         }
     }
 

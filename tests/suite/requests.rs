@@ -23,6 +23,7 @@ scenarios! {
     a_worker_serves_some_sessions_only
     ids_of_open_requests_are_unique
     late_joiners_see_the_open_requests
+    a_worker_that_reads_nothing_is_let_go
 }
 
 async fn handed(worker: &mut Peer) -> Frame {
@@ -428,6 +429,30 @@ async fn late_joiners_see_the_open_requests(one: Face, other: Face) {
         .map(|open| (open.request_id.as_str(), open.attempt, open.chunks, open.role.as_str()))
         .collect();
     assert_eq!(open, [("1", 1, 1, "brain"), ("2", 0, 0, "brain")]);
+    gateway.stopped().await;
+}
+
+async fn a_worker_that_reads_nothing_is_let_go(one: Face, other: Face) {
+    let gateway = Gateway::with(|config| {
+        config.limits.frame_bytes = 600 << 10;
+        config.limits.outbox_bytes = 600 << 10;
+        config.limits.unread_bytes = 4 << 20;
+    })
+    .await;
+    let mut count = gateway.router.link_count();
+    let _stuck = gateway.worker(other, "brain", 1_000).await;
+    let mut ann = gateway.peer(one).await;
+    let large = format!("\"{}\"", "x".repeat(500_000));
+    // More than its sockets take, and what may wait for it besides.
+    for at in 0..60 {
+        let asked = to(payload("s", &at.to_string(), &large), role("brain"));
+        ann.send(hasty(asked, 100, 0)).await;
+    }
+    let (_, end) = ann.answer("0").await;
+    assert!(is(error(&end), Reason::WorkerLost), "{end:?}");
+    patiently("the worker to be let go", count.wait_for(|count| *count == 1))
+        .await
+        .unwrap();
     gateway.stopped().await;
 }
 
