@@ -17,43 +17,24 @@ pub fn generate(descriptors: &FileDescriptorSet) -> Result<String, fmt::Error> {
         .find(|file| file.name() == "twinspan/v1/frame.proto")
         .expect("frame.proto must be among the files");
     let mut out = String::from("use crate::frame::protojson as json;\n");
-    for message in file
-        .message_type
-        .iter()
-        .filter(|message| message.name() != "Frame")
-    {
+    for message in file.message_type.iter().filter(|message| message.name() != "Frame") {
         write_message(&mut out, message)?;
     }
     Ok(out)
 }
 
 fn write_message(out: &mut String, message: &DescriptorProto) -> fmt::Result {
-    let maps: HashSet<&str> = message
-        .nested_type
-        .iter()
-        .map(DescriptorProto::name)
-        .collect();
+    let maps: HashSet<&str> = message.nested_type.iter().map(DescriptorProto::name).collect();
     for nested in &message.nested_type {
-        let is_map = nested
-            .options
-            .as_ref()
-            .is_some_and(|options| options.map_entry());
-        assert!(
-            is_map,
-            "{}: nested messages are not supported",
-            message.name()
-        );
+        let is_map = nested.options.as_ref().is_some_and(|options| options.map_entry());
+        assert!(is_map, "{}: nested messages are not supported", message.name());
     }
     let real_oneofs = message
         .field
         .iter()
         .any(|field| field.oneof_index.is_some() && !field.proto3_optional());
     assert!(!real_oneofs, "{}: oneofs are not supported", message.name());
-    let fields: Vec<Field> = message
-        .field
-        .iter()
-        .map(|field| Field::new(field, &maps))
-        .collect();
+    let fields: Vec<Field> = message.field.iter().map(|field| Field::new(field, &maps)).collect();
     writeln!(out, "impl json::ProtoJson for {} {{", message.name())?;
     write_read(out, &fields)?;
     write_check(out, &fields)?;
@@ -62,14 +43,10 @@ fn write_message(out: &mut String, message: &DescriptorProto) -> fmt::Result {
 }
 
 fn write_read(out: &mut String, fields: &[Field]) -> fmt::Result {
-    out.push_str(
-        "fn read_json(&mut self, reader: &mut json::Reader<'_>) -> Result<(), json::Fault> {\n",
-    );
+    out.push_str("fn read_json(&mut self, reader: &mut json::Reader<'_>) -> Result<(), json::Fault> {\n");
     out.push_str("reader.open()?;\nlet mut first = true;\n#[allow(unused)] let mut seen = json::Seen::default();\n");
     out.push_str("while let Some(name) = reader.member(&mut first)? {\n");
-    out.push_str(
-        "#[allow(unused_variables)] let (number, field): (u32, &'static str) = match &*name {\n",
-    );
+    out.push_str("#[allow(unused_variables)] let (number, field): (u32, &'static str) = match &*name {\n");
     for (number, field) in fields.iter().enumerate() {
         let (json, proto) = (&field.json, &field.proto);
         let names = if json == proto {
@@ -91,9 +68,7 @@ fn write_read(out: &mut String, fields: &[Field]) -> fmt::Result {
             };
             writeln!(out, "{pattern} => {{ {} }}", field.read())?;
         }
-        out.push_str(
-            "}\nOk(()) })();\nresult.map_err(|fault: json::Fault| fault.within(field))?;\n",
-        );
+        out.push_str("}\nOk(()) })();\nresult.map_err(|fault: json::Fault| fault.within(field))?;\n");
     }
     out.push_str("}\nOk(())\n}\n");
     Ok(())
@@ -103,11 +78,7 @@ fn write_check(out: &mut String, fields: &[Field]) -> fmt::Result {
     out.push_str("fn check(&self) -> Result<(), json::Fault> {\n");
     for field in fields {
         if let Some(check) = field.check() {
-            writeln!(
-                out,
-                "{check}.map_err(|fault| fault.within({:?}))?;",
-                field.json
-            )?;
+            writeln!(out, "{check}.map_err(|fault| fault.within({:?}))?;", field.json)?;
         }
     }
     out.push_str("Ok(())\n}\n");
@@ -115,7 +86,9 @@ fn write_check(out: &mut String, fields: &[Field]) -> fmt::Result {
 }
 
 fn write_write(out: &mut String, fields: &[Field]) -> fmt::Result {
-    out.push_str("fn write_json(&self, out: &mut Vec<u8>) {\n#[allow(unused_mut)] let mut members = json::Members::open(out);\n");
+    out.push_str(
+        "fn write_json(&self, out: &mut Vec<u8>) {\n#[allow(unused_mut)] let mut members = json::Members::open(out);\n",
+    );
     for field in fields {
         writeln!(out, "{}", field.write())?;
     }
@@ -151,12 +124,7 @@ enum Shape {
 
 impl Field {
     fn new(field: &FieldDescriptorProto, maps: &HashSet<&str>) -> Self {
-        let type_name = field
-            .type_name()
-            .rsplit('.')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
+        let type_name = field.type_name().rsplit('.').next().unwrap_or_default().to_owned();
         let kind = match field.r#type() {
             Type::Bool => Kind::Scalar("bool"),
             Type::Uint32 | Type::Fixed32 => Kind::Scalar("u32"),
@@ -230,8 +198,7 @@ impl Field {
             Kind::Message => "json::ProtoJson::check(item)",
             _ => return None,
         };
-        (self.shape != Shape::Map)
-            .then(|| format!("self.{name}.iter().try_for_each(|item| {check})"))
+        (self.shape != Shape::Map).then(|| format!("self.{name}.iter().try_for_each(|item| {check})"))
     }
 
     /// The expression that writes one value, which `item` refers to.
@@ -242,9 +209,7 @@ impl Field {
             Kind::Timestamp => "json::put_timestamp(out, item)".to_owned(),
             Kind::Duration => "json::put_duration(out, item)".to_owned(),
             Kind::Enum(name) => {
-                format!(
-                    "json::put_enum(out, *item, {name}::try_from(*item).ok().map(|value| value.as_str_name()))"
-                )
+                format!("json::put_enum(out, *item, {name}::try_from(*item).ok().map(|value| value.as_str_name()))")
             }
             Kind::Message => "json::ProtoJson::write_json(item, out)".to_owned(),
         }
@@ -253,23 +218,16 @@ impl Field {
     /// The statement that writes the field.
     fn write(&self) -> String {
         let (name, one) = (&self.proto, self.write_one());
-        let member = format!(
-            "let out = members.name({:?});",
-            format!(",\"{}\":", self.json)
-        );
+        let member = format!("let out = members.name({:?});", format!(",\"{}\":", self.json));
         match self.shape {
-            Shape::Map => format!(
-                "if !self.{name}.is_empty() {{ {member} json::put_map(out, &self.{name}); }}"
-            ),
+            Shape::Map => format!("if !self.{name}.is_empty() {{ {member} json::put_map(out, &self.{name}); }}"),
             Shape::List => {
                 format!(
                     "if !self.{name}.is_empty() {{ {member} json::put_list(out, &self.{name}, |out, item| {one}); }}"
                 )
             }
             Shape::One if !self.is_message() => {
-                format!(
-                    "if json::is_set(&self.{name}) {{ {member} let item = &self.{name}; {one}; }}"
-                )
+                format!("if json::is_set(&self.{name}) {{ {member} let item = &self.{name}; {one}; }}")
             }
             Shape::One | Shape::Optional => {
                 format!("if let Some(item) = &self.{name} {{ {member} {one}; }}")

@@ -150,6 +150,8 @@ reasons! {
         "The gateway stopped. Connect again.";
     LogUnavailable "LOG_UNAVAILABLE" Unavailable None, retry,
         "The session's log cannot be read or written now. Nothing was changed; try again.";
+    LogFull "LOG_FULL" ResourceExhausted None, retry,
+        "The log has no room for the frame. Nothing was changed; reading goes on. Delete sessions, or give it more room.";
     Unsupported "UNSUPPORTED" Unimplemented None, final,
         "This gateway has no such call or subprotocol. The message says what it has.";
     Internal "INTERNAL" Internal Some(1011), final,
@@ -240,7 +242,11 @@ impl Refusal {
             code: row.code as i32,
             reason: row.name.to_owned(),
             message: self.message.clone(),
-            details: self.details.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+            details: self
+                .details
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone()))
+                .collect(),
             retryable: row.retryable,
             retry_after: self
                 .retry_after
@@ -253,8 +259,11 @@ impl Refusal {
     pub fn to_status(&self) -> tonic::Status {
         use tonic_types::{ErrorDetails, StatusExt};
         let row = self.reason.row();
-        let metadata: std::collections::HashMap<String, String> =
-            self.details.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let metadata: std::collections::HashMap<String, String> = self
+            .details
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone()))
+            .collect();
         let mut details = ErrorDetails::with_error_info(row.name, "twinspan", metadata);
         if let Some(after) = self.retry_after.filter(|_| row.retryable) {
             details.set_retry_info(Some(after));

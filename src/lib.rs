@@ -1,5 +1,13 @@
 //! Twinspan: a session gateway with two faces. Backends dial in over gRPC, browsers over WebSocket; both meet in one
 //! session router. See `docs/ARCHITECTURE.md` for the map.
 
+pub mod config;
+pub mod connection;
 pub mod error;
 pub mod frame;
+pub mod limits;
+pub mod log;
+pub mod router;
+pub mod server;
+pub mod session;
+pub mod transport;

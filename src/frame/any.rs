@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use prost::Message;
-use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
-};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 
 use super::protojson::{Fault, Reader};
 use super::scan::{Checker, MAX_DEPTH};
@@ -100,8 +98,7 @@ impl Types {
             type_url: any.type_url.to_string(),
             value: any.value.to_vec(),
         };
-        let message = DynamicMessage::decode(outer, &*raw.encode_to_vec())
-            .map_err(|error| error.to_string())?;
+        let message = DynamicMessage::decode(outer, &*raw.encode_to_vec()).map_err(|error| error.to_string())?;
         let mut serializer = serde_json::Serializer::new(Vec::new());
         message
             .serialize_with_options(&mut serializer, &SerializeOptions::new())
@@ -115,9 +112,7 @@ impl Types {
         let type_url = type_url(text)?;
         if self.get(&type_url).is_none() {
             let message = format!("the gateway knows no type {type_url}");
-            return Err(Refusal::new(Reason::UnknownType, message)
-                .with("type", type_url)
-                .into());
+            return Err(Refusal::new(Reason::UnknownType, message).with("type", type_url).into());
         }
         let any = self
             .parse(text)
@@ -133,12 +128,8 @@ impl Types {
             .get_message_by_name("google.protobuf.Any")
             .ok_or("Any must be known")?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        let message = DynamicMessage::deserialize_with_options(
-            outer,
-            &mut deserializer,
-            &DeserializeOptions::new(),
-        )
-        .map_err(|error| error.to_string())?;
+        let message = DynamicMessage::deserialize_with_options(outer, &mut deserializer, &DeserializeOptions::new())
+            .map_err(|error| error.to_string())?;
         let raw: prost_types::Any = message.transcode_to().map_err(|error| error.to_string())?;
         Ok(Any {
             type_url: Str::from(raw.type_url),
@@ -230,10 +221,7 @@ mod tests {
     fn known_types_must_be_what_they_say() {
         let types = Types::default();
         assert!(types.check(&any("twinspan.v1.Ping", &[0xFF])).is_err());
-        assert_eq!(
-            types.check(&any("twinspan.v1.Ping", &[0x0A, 1, b'x'])),
-            Ok(())
-        );
+        assert_eq!(types.check(&any("twinspan.v1.Ping", &[0x0A, 1, b'x'])), Ok(()));
         // A NaN, which JSON cannot express inside a Value; a Timestamp out of range; a type unknown inside a known one.
         let nan = [&[0x11][..], &f64::NAN.to_le_bytes()].concat();
         assert!(types.check(&any("google.protobuf.Value", &nan)).is_err());

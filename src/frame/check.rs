@@ -33,10 +33,7 @@ static KINDS: [u8; 256] = {
     let mut byte = 0x21;
     while byte <= 0x7E {
         let is_name = (byte as u8).is_ascii_alphanumeric()
-            || matches!(
-                byte as u8,
-                b'.' | b'_' | b'~' | b':' | b'@' | b'/' | b'+' | b'=' | b'-'
-            );
+            || matches!(byte as u8, b'.' | b'_' | b'~' | b':' | b'@' | b'/' | b'+' | b'=' | b'-');
         kinds[byte] = if is_name { NAME | ID } else { ID };
         byte += 1;
     }
@@ -44,9 +41,7 @@ static KINDS: [u8; 256] = {
 };
 
 fn is_all(text: &str, kind: u8) -> bool {
-    text.bytes()
-        .fold(kind, |kinds, byte| kinds & KINDS[usize::from(byte)])
-        == kind
+    text.bytes().fold(kind, |kinds, byte| kinds & KINDS[usize::from(byte)]) == kind
 }
 
 /// Checks a `session_id`, `role`, `member_id` or `worker_id`, which must not be empty.
@@ -74,10 +69,7 @@ pub fn check_id(field: &str, id: &str) -> Result<(), Refusal> {
 }
 
 /// Checks metadata, or what has the same limits.
-pub fn check_metadata<'a>(
-    field: &str,
-    entries: impl IntoIterator<Item = (&'a str, &'a str)>,
-) -> Result<(), Refusal> {
+pub fn check_metadata<'a>(field: &str, entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), Refusal> {
     let (mut count, mut bytes) = (0, 0);
     for (key, value) in entries {
         count += 1;
@@ -115,10 +107,7 @@ fn check_optional_name(field: &str, name: &str) -> Result<(), Refusal> {
 
 fn check_role(field: &str, role: &str) -> Result<(), Refusal> {
     if role == GATEWAY {
-        return Err(Refusal::field(
-            field,
-            "only the gateway itself has this role",
-        ));
+        return Err(Refusal::field(field, "only the gateway itself has this role"));
     }
     check_optional_name(field, role)
 }
@@ -127,10 +116,7 @@ fn check_length(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
     if text.len() <= most {
         return Ok(());
     }
-    Err(Refusal::field(
-        field,
-        format_args!("must be at most {most} bytes"),
-    ))
+    Err(Refusal::field(field, format_args!("must be at most {most} bytes")))
 }
 
 impl Frame {
@@ -148,10 +134,7 @@ impl Frame {
             check_options(options)?;
         }
         if let Some(metadata) = &self.metadata {
-            check_metadata(
-                "metadata",
-                metadata.iter().map(|(key, value)| (&**key, &**value)),
-            )?;
+            check_metadata("metadata", metadata.iter().map(|(key, value)| (&**key, &**value)))?;
         }
         match &self.body {
             Body::Error(error) => check_error(error),
@@ -168,17 +151,12 @@ fn check_to(to: &pb::Address) -> Result<(), Refusal> {
         return Err(Refusal::field("to.subject", "is set by the gateway alone"));
     }
     match (to.role.is_empty(), to.member_id.is_empty()) {
-        (false, false) => Err(Refusal::field(
-            "to",
-            "must have a role or a memberId, not both",
-        )),
+        (false, false) => Err(Refusal::field("to", "must have a role or a memberId, not both")),
         (true, true) => Err(Refusal::field(
             "to",
             "must have a role or a memberId; leave it out to address the session",
         )),
-        (true, false) if to.multicast => {
-            Err(Refusal::field("to.multicast", "goes with a role only"))
-        }
+        (true, false) if to.multicast => Err(Refusal::field("to.multicast", "goes with a role only")),
         _ => Ok(()),
     }
 }
@@ -199,20 +177,14 @@ fn check_timeout(field: &str, timeout: Option<&Duration>) -> Result<(), Refusal>
     if is_positive && (*seconds < TIMEOUT_SECONDS || (*seconds == TIMEOUT_SECONDS && *nanos == 0)) {
         return Ok(());
     }
-    Err(Refusal::field(
-        field,
-        "must be more than 0 and at most 24 hours",
-    ))
+    Err(Refusal::field(field, "must be more than 0 and at most 24 hours"))
 }
 
 fn check_error(error: &pb::Error) -> Result<(), Refusal> {
     check_length("error.reason", &error.reason, NAME_BYTES)?;
     check_metadata(
         "error.details",
-        error
-            .details
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str())),
+        error.details.iter().map(|(key, value)| (key.as_str(), value.as_str())),
     )
 }
 
@@ -224,10 +196,7 @@ fn check_control(control: &Control) -> Result<(), Refusal> {
             check_role("join.role", &join.role)?;
             check_optional_name("join.memberId", &join.member_id)?;
             if join.after_seq.is_some() && join.tail > 0 {
-                return Err(Refusal::field(
-                    "join.tail",
-                    "cannot be combined with afterSeq",
-                ));
+                return Err(Refusal::field("join.tail", "cannot be combined with afterSeq"));
             }
             Ok(())
         }
@@ -261,10 +230,7 @@ fn check_serve(serve: &pb::Serve) -> Result<(), Refusal> {
     }
     check_optional_name("serve.workerId", &serve.worker_id)?;
     if serve.sessions.len() > PATTERNS {
-        return Err(Refusal::field(
-            "serve.sessions",
-            "must be at most 32 patterns",
-        ));
+        return Err(Refusal::field("serve.sessions", "must be at most 32 patterns"));
     }
     let is_pattern = |pattern: &String| {
         let fits = !pattern.is_empty() && pattern.len() <= NAME_BYTES;
@@ -330,10 +296,7 @@ mod tests {
         let seconds = |seconds| Some(Duration { seconds, nanos: 0 });
         let total = |total| Frame {
             options: Some(Box::new(pb::RequestOptions {
-                timeouts: Some(pb::Timeouts {
-                    accept: None,
-                    total,
-                }),
+                timeouts: Some(pb::Timeouts { accept: None, total }),
             })),
             ..Frame::default()
         };
@@ -387,16 +350,8 @@ mod tests {
                 "join.tail",
             ),
             (frame(Control::Serve(pb::Serve::default())), "serve.role"),
-            (
-                frame(Control::Cancel(pb::Cancel::default())),
-                "cancel.requestId",
-            ),
-            (
-                frame(Control::Ping(pb::Ping {
-                    data: "x".repeat(129),
-                })),
-                "ping.data",
-            ),
+            (frame(Control::Cancel(pb::Cancel::default())), "cancel.requestId"),
+            (frame(Control::Ping(pb::Ping { data: "x".repeat(129) })), "ping.data"),
             (
                 frame(Control::Hello(pb::Hello {
                     client: "\n".into(),
@@ -405,10 +360,7 @@ mod tests {
                 "hello.client",
             ),
         ] {
-            assert_eq!(
-                frame.check().unwrap_err().details,
-                [("field", field.to_owned())]
-            );
+            assert_eq!(frame.check().unwrap_err().details, [("field", field.to_owned())]);
         }
         let serve = pb::Serve {
             role: "r".into(),

@@ -16,10 +16,7 @@ impl Frame {
         let mut reader = Reader::new(text, Some(text));
         reader.ignore_unknown = rules.ignore_unknown;
         let mut frame = Self::default();
-        match frame
-            .read_json(&mut reader, rules.types)
-            .and_then(|()| reader.end())
-        {
+        match frame.read_json(&mut reader, rules.types).and_then(|()| reader.end()) {
             Ok(()) => Ok(frame),
             Err(fault) => {
                 let (id, session_id) = names_in(text);
@@ -43,8 +40,7 @@ impl Frame {
             };
             reader.once(&mut seen, number, field)?;
             if number < 16 {
-                self.read_header(number, reader)
-                    .map_err(|fault| fault.within(field))?;
+                self.read_header(number, reader).map_err(|fault| fault.within(field))?;
             } else {
                 self.read_body(number, reader, types)
                     .map_err(|fault| fault.within(field))?;
@@ -81,20 +77,13 @@ impl Frame {
     }
 
     #[inline]
-    fn read_body(
-        &mut self,
-        number: u32,
-        reader: &mut Reader<'_>,
-        types: &Types,
-    ) -> Result<(), Fault> {
+    fn read_body(&mut self, number: u32, reader: &mut Reader<'_>, types: &Types) -> Result<(), Fault> {
         // `null` is a payload, and no other body.
         if number != 16 && reader.null()? {
             return Ok(());
         }
         if !matches!(self.body, Body::None) {
-            return Err(Fault::malformed(
-                "a frame has one body only, and there was one already",
-            ));
+            return Err(Fault::malformed("a frame has one body only, and there was one already"));
         }
         self.body = match number {
             16 => Body::Payload(Payload::from_checked_text(reader.value(MAX_DEPTH)?)),
@@ -145,11 +134,7 @@ impl Frame {
         if self.attempt != 0 {
             put_u32(members.name(",\"attempt\":"), self.attempt);
         }
-        if let Some(metadata) = self
-            .metadata
-            .as_ref()
-            .filter(|metadata| !metadata.is_empty())
-        {
+        if let Some(metadata) = self.metadata.as_ref().filter(|metadata| !metadata.is_empty()) {
             put_metadata(members.name(",\"metadata\":"), metadata);
         }
         if let Some(index) = self.index {
@@ -425,37 +410,17 @@ mod tests {
                 Reason::UnknownField,
                 "joined.openRequests.from.rolle",
             ),
-            (
-                r#"{"text":"a","payload":1}"#,
-                Reason::MalformedFrame,
-                "payload",
-            ),
-            (
-                r#"{"payload":{"a":1,"a":2}}"#,
-                Reason::InvalidPayload,
-                "payload",
-            ),
+            (r#"{"text":"a","payload":1}"#, Reason::MalformedFrame, "payload"),
+            (r#"{"payload":{"a":1,"a":2}}"#, Reason::InvalidPayload, "payload"),
             (r#"{"payload":[1e999]}"#, Reason::InvalidPayload, "payload"),
             (r#"{"payload":[1,]}"#, Reason::MalformedFrame, "payload"),
             (r#"{"seq":-1}"#, Reason::InvalidField, "seq"),
             (r#"{"attempt":4294967296}"#, Reason::InvalidField, "attempt"),
             (r#"{"final":"true"}"#, Reason::MalformedFrame, "final"),
             (r#"{"data":"*"}"#, Reason::InvalidField, "data"),
-            (
-                r#"{"timestamp":"yesterday"}"#,
-                Reason::InvalidField,
-                "timestamp",
-            ),
-            (
-                r#"{"error":{"code":"NO_SUCH"}}"#,
-                Reason::InvalidField,
-                "error.code",
-            ),
-            (
-                r#"{"metadata":{"a":1}}"#,
-                Reason::MalformedFrame,
-                "metadata.a",
-            ),
+            (r#"{"timestamp":"yesterday"}"#, Reason::InvalidField, "timestamp"),
+            (r#"{"error":{"code":"NO_SUCH"}}"#, Reason::InvalidField, "error.code"),
+            (r#"{"metadata":{"a":1}}"#, Reason::MalformedFrame, "metadata.a"),
             (
                 r#"{"metadata":{"a":"1","a":"2"}}"#,
                 Reason::MalformedFrame,
@@ -466,11 +431,7 @@ mod tests {
                 Reason::MalformedFrame,
                 "serve.sessions",
             ),
-            (
-                r#"{"message":{"@type":"a/no.such.Type"}}"#,
-                Reason::UnknownType,
-                "",
-            ),
+            (r#"{"message":{"@type":"a/no.such.Type"}}"#, Reason::UnknownType, ""),
             (r#"{"message":{"x":1}}"#, Reason::InvalidField, "message"),
             (
                 r#"{"message":{"@type":"a/twinspan.v1.Ping","dada":"x"}}"#,
@@ -513,9 +474,7 @@ mod tests {
             assert_eq!((&*refused.id, &*refused.session_id), ("i", "s"), "{text}");
         }
         let mut out = Vec::new();
-        read(r#"{"id":"i","sessionId":"s"}"#)
-            .unwrap()
-            .write_wire(&mut out);
+        read(r#"{"id":"i","sessionId":"s"}"#).unwrap().write_wire(&mut out);
         out.splice(0..0, [0x9A, 1, 1, 0xFF]);
         let refused = Frame::from_wire(
             &Bytes::from(out),

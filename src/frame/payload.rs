@@ -53,9 +53,7 @@ impl Payload {
     /// Takes a JSON value, if everybody could read it.
     pub fn from_json_text(text: Str) -> Result<Self, Refusal> {
         let start = scan::skip_space(text.as_bytes(), 0);
-        let end = Checker::new(&text)
-            .value(start, MAX_DEPTH)
-            .map_err(Fault::payload)?;
+        let end = Checker::new(&text).value(start, MAX_DEPTH).map_err(Fault::payload)?;
         if scan::skip_space(text.as_bytes(), end) < text.len() {
             return Err(Fault::payload(scan::flaw(scan::What::Trailing, end)).into());
         }
@@ -94,7 +92,10 @@ impl Payload {
         };
         // SAFETY: `given` is a checked `Str` where the form is text. What is made of a checked Value consists of strings that
         // were checked to be UTF-8, each of them whole, between ASCII.
-        unsafe { std::str::from_utf8_unchecked(text) }
+        #[allow(unsafe_code, reason = "checked once, not at each look")]
+        unsafe {
+            std::str::from_utf8_unchecked(text)
+        }
     }
 
     /// As a `google.protobuf.Value`.
@@ -123,7 +124,10 @@ impl Payload {
     fn text(&self) -> &str {
         debug_assert_eq!(self.form, Form::Text);
         // SAFETY: as in `as_json`: where the form is text, what was given is a `Str`.
-        unsafe { std::str::from_utf8_unchecked(&self.given) }
+        #[allow(unsafe_code, reason = "checked once, not at each look")]
+        unsafe {
+            std::str::from_utf8_unchecked(&self.given)
+        }
     }
 
     /// Writes the value as JSON, without keeping what it makes.
@@ -227,22 +231,15 @@ impl Message for Payload {
                 usize::try_from(len).unwrap_or(usize::MAX)
             }
             _ => {
-                return Err(wire::decode_error(Fault::payload(scan::flaw(
-                    scan::What::Field,
-                    0,
-                ))));
+                return Err(wire::decode_error(Fault::payload(scan::flaw(scan::What::Field, 0))));
             }
         };
         if body > buf.remaining() {
-            return Err(wire::decode_error(Fault::payload(scan::flaw(
-                scan::What::Length,
-                0,
-            ))));
+            return Err(wire::decode_error(Fault::payload(scan::flaw(scan::What::Length, 0))));
         }
         wire.reserve(body);
         wire.put(buf.take(body));
-        wire::check_value(&wire, MAX_DEPTH)
-            .map_err(|flaw| wire::decode_error(Fault::payload(flaw)))?;
+        wire::check_value(&wire, MAX_DEPTH).map_err(|flaw| wire::decode_error(Fault::payload(flaw)))?;
         *self = Self::from_checked_wire(Bytes::from(wire));
         Ok(())
     }
@@ -292,8 +289,7 @@ mod tests {
     fn the_wire_is_checked() {
         let nan = [&[0x11][..], &f64::NAN.to_le_bytes()].concat();
         let twice = [
-            0x2A, 18, 0x0A, 7, 0x0A, 1, b'a', 0x12, 2, 0x20, 1, 0x0A, 7, 0x0A, 1, b'a', 0x12, 2,
-            0x20, 0,
+            0x2A, 18, 0x0A, 7, 0x0A, 1, b'a', 0x12, 2, 0x20, 1, 0x0A, 7, 0x0A, 1, b'a', 0x12, 2, 0x20, 0,
         ];
         for (wire, what) in [
             (&[][..], "kind"),
@@ -308,15 +304,11 @@ mod tests {
             (&[0x2A, 2, 0x10, 0], "unknown"),
             (&twice, "twice"),
             (
-                &[
-                    0x20, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F,
-                ],
+                &[0x20, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F],
                 "varint",
             ),
             (
-                &[
-                    0x1A, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01,
-                ],
+                &[0x1A, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01],
                 "length",
             ),
         ] {
@@ -329,10 +321,7 @@ mod tests {
     fn other_spellings_of_the_wire_are_read() {
         // The value before the name, no name at all, lengths with more bytes than they need.
         for (wire, json) in [
-            (
-                &[0x2A, 9, 0x0A, 7, 0x12, 2, 0x20, 1, 0x0A, 1, b'a'][..],
-                "{\"a\":true}",
-            ),
+            (&[0x2A, 9, 0x0A, 7, 0x12, 2, 0x20, 1, 0x0A, 1, b'a'][..], "{\"a\":true}"),
             (&[0x2A, 6, 0x0A, 4, 0x12, 2, 0x20, 0], "{\"\":false}"),
             (&[0x1A, 0x81, 0x80, 0x00, b'x'], "\"x\""),
             (&[0x20, 0x80, 0x02], "true"),

@@ -144,10 +144,7 @@ impl From<Fault> for Refusal {
         }
         let path: Vec<&str> = inner.path.iter().rev().map(|name| &**name).collect();
         let path = path.join(".");
-        let place = inner
-            .at
-            .map(|at| format!(" (at byte {at})"))
-            .unwrap_or_default();
+        let place = inner.at.map(|at| format!(" (at byte {at})")).unwrap_or_default();
         if path.is_empty() {
             return Refusal::new(inner.reason, format!("{}{place}", inner.message));
         }
@@ -211,9 +208,7 @@ impl<'t> Reader<'t> {
     #[cold]
     fn wanted(&self, message: &'static str) -> Fault {
         match self.peek() {
-            b'"' | b'{' | b'[' | b't' | b'f' | b'n' | b'-' | b'0'..=b'9' => {
-                Fault::malformed(message).at(self.at)
-            }
+            b'"' | b'{' | b'[' | b't' | b'f' | b'n' | b'-' | b'0'..=b'9' => Fault::malformed(message).at(self.at),
             _ => self.unexpected(),
         }
     }
@@ -409,8 +404,7 @@ impl<'t> Reader<'t> {
 
     /// Reads a signed integer of 32 bits.
     pub fn i32(&mut self) -> Result<i32, Fault> {
-        self.integer(i32::MIN.into(), i32::MAX.into())
-            .map(|value| value as i32)
+        self.integer(i32::MIN.into(), i32::MAX.into()).map(|value| value as i32)
     }
 
     /// Reads an enum by its name or number. None: a name that is unknown and to be ignored.
@@ -434,19 +428,16 @@ impl<'t> Reader<'t> {
     pub fn timestamp(&mut self) -> Result<Timestamp, Fault> {
         let at = self.at;
         let text = self.quoted()?;
-        parse_timestamp(text.as_bytes()).ok_or_else(|| {
-            Fault::invalid("must be a time of the years 1 to 9999, like 2026-01-31T12:00:00.5Z")
-                .at(at)
-        })
+        parse_timestamp(text.as_bytes())
+            .ok_or_else(|| Fault::invalid("must be a time of the years 1 to 9999, like 2026-01-31T12:00:00.5Z").at(at))
     }
 
     /// Reads a span of time.
     pub fn duration(&mut self) -> Result<Duration, Fault> {
         let at = self.at;
         let text = self.quoted()?;
-        parse_duration(text.as_bytes()).ok_or_else(|| {
-            Fault::invalid("must be a number of seconds up to 315576000000, like \"1.5s\"").at(at)
-        })
+        parse_duration(text.as_bytes())
+            .ok_or_else(|| Fault::invalid("must be a number of seconds up to 315576000000, like \"1.5s\"").at(at))
     }
 
     /// Reads an array.
@@ -482,13 +473,9 @@ impl<'t> Reader<'t> {
         let mut first = true;
         while let Some(name) = self.member(&mut first)? {
             let at = self.at;
-            let value = self
-                .string()
-                .map_err(|fault| fault.within(name.clone().into_owned()))?;
+            let value = self.string().map_err(|fault| fault.within(name.clone().into_owned()))?;
             if map.insert(name.clone().into_owned(), value).is_some() {
-                return Err(Fault::malformed("is there twice")
-                    .at(at)
-                    .within(name.into_owned()));
+                return Err(Fault::malformed("is there twice").at(at).within(name.into_owned()));
             }
         }
         Ok(())
@@ -501,13 +488,9 @@ impl<'t> Reader<'t> {
         let mut first = true;
         while let Some(name) = self.member(&mut first)? {
             let at = self.at;
-            let value = self
-                .str()
-                .map_err(|fault| fault.within(name.clone().into_owned()))?;
+            let value = self.str().map_err(|fault| fault.within(name.clone().into_owned()))?;
             if entries.iter().any(|(known, _)| *known == *name) {
-                return Err(Fault::malformed("is there twice")
-                    .at(at)
-                    .within(name.into_owned()));
+                return Err(Fault::malformed("is there twice").at(at).within(name.into_owned()));
             }
             if entries.len() >= check::METADATA_ENTRIES {
                 return Err(check::too_many_entries("metadata").into());
@@ -535,22 +518,12 @@ fn exact_integer(number: &[u8]) -> Option<i128> {
     let (mantissa, exponent) = match number.iter().position(|byte| byte | 0x20 == b'e') {
         Some(at) => (
             &number[..at],
-            std::str::from_utf8(&number[at + 1..])
-                .ok()?
-                .parse::<i64>()
-                .ok(),
+            std::str::from_utf8(&number[at + 1..]).ok()?.parse::<i64>().ok(),
         ),
         None => (number, Some(0)),
     };
-    let point = mantissa
-        .iter()
-        .position(|&byte| byte == b'.')
-        .unwrap_or(mantissa.len());
-    let digits: Vec<u8> = mantissa
-        .iter()
-        .filter(|byte| byte.is_ascii_digit())
-        .copied()
-        .collect();
+    let point = mantissa.iter().position(|&byte| byte == b'.').unwrap_or(mantissa.len());
+    let digits: Vec<u8> = mantissa.iter().filter(|byte| byte.is_ascii_digit()).copied().collect();
     let Some(last) = digits.iter().rposition(|&digit| digit != b'0') else {
         return Some(0);
     };
@@ -573,13 +546,9 @@ const MOST_DURATION: i64 = 315_576_000_000;
 
 /// Reads `count` digits.
 fn digits(text: &[u8], at: usize, count: usize) -> Option<i64> {
-    text.get(at..at + count)?
-        .iter()
-        .try_fold(0, |value, &digit| {
-            digit
-                .is_ascii_digit()
-                .then(|| value * 10 + i64::from(digit - b'0'))
-        })
+    text.get(at..at + count)?.iter().try_fold(0, |value, &digit| {
+        digit.is_ascii_digit().then(|| value * 10 + i64::from(digit - b'0'))
+    })
 }
 
 /// Reads a fraction of a second, if one is there: its nanoseconds, and where it ends.
@@ -587,10 +556,7 @@ fn fraction(text: &[u8], at: usize) -> Option<(i32, usize)> {
     if byte(text, at) != b'.' {
         return Some((0, at));
     }
-    let count = text[at + 1..]
-        .iter()
-        .take_while(|byte| byte.is_ascii_digit())
-        .count();
+    let count = text[at + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     if !(1..=9).contains(&count) {
         return None;
     }
@@ -599,21 +565,10 @@ fn fraction(text: &[u8], at: usize) -> Option<(i32, usize)> {
 }
 
 fn parse_timestamp(text: &[u8]) -> Option<Timestamp> {
-    let (year, month, day) = (
-        digits(text, 0, 4)?,
-        digits(text, 5, 2)?,
-        digits(text, 8, 2)?,
-    );
-    let (hour, minute, second) = (
-        digits(text, 11, 2)?,
-        digits(text, 14, 2)?,
-        digits(text, 17, 2)?,
-    );
+    let (year, month, day) = (digits(text, 0, 4)?, digits(text, 5, 2)?, digits(text, 8, 2)?);
+    let (hour, minute, second) = (digits(text, 11, 2)?, digits(text, 14, 2)?, digits(text, 17, 2)?);
     let marks = [text[4], text[7], text[10], text[13], text[16]];
-    if marks != *b"--T::"
-        || !(1..=12).contains(&month)
-        || !(1..=days_in(year, month)).contains(&day)
-    {
+    if marks != *b"--T::" || !(1..=12).contains(&month) || !(1..=days_in(year, month)).contains(&day) {
         return None;
     }
     if hour > 23 || minute > 59 || second > 59 {
@@ -632,8 +587,7 @@ fn parse_timestamp(text: &[u8]) -> Option<Timestamp> {
         }
         _ => return None,
     };
-    let seconds =
-        days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset;
+    let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset;
     (LEAST_SECONDS..=MOST_SECONDS)
         .contains(&seconds)
         .then_some(Timestamp { seconds, nanos })
@@ -672,19 +626,13 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
 fn parse_duration(text: &[u8]) -> Option<Duration> {
     let negative = text.first() == Some(&b'-');
     let start = usize::from(negative);
-    let count = text[start..]
-        .iter()
-        .take_while(|byte| byte.is_ascii_digit())
-        .count();
+    let count = text[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     if !(1..=12).contains(&count) {
         return None;
     }
     let seconds = digits(text, start, count)?;
     let (nanos, end) = fraction(text, start + count)?;
-    if text.get(end..) != Some(b"s")
-        || seconds > MOST_DURATION
-        || (seconds == MOST_DURATION && nanos > 0)
-    {
+    if text.get(end..) != Some(b"s") || seconds > MOST_DURATION || (seconds == MOST_DURATION && nanos > 0) {
         return None;
     }
     Some(if negative {
@@ -714,8 +662,8 @@ pub fn check_duration(duration: Option<&Duration>) -> Result<(), Fault> {
         return Ok(());
     };
     let signs = (*seconds >= 0 && *nanos >= 0) || (*seconds <= 0 && *nanos <= 0);
-    let most = seconds.abs_diff(0) < MOST_DURATION as u64
-        || (seconds.abs_diff(0) == MOST_DURATION as u64 && *nanos == 0);
+    let most =
+        seconds.abs_diff(0) < MOST_DURATION as u64 || (seconds.abs_diff(0) == MOST_DURATION as u64 && *nanos == 0);
     if signs && most && nanos.abs_diff(0) < 1_000_000_000 {
         return Ok(());
     }
@@ -753,8 +701,7 @@ impl<'o> Members<'o> {
     /// Ends the object.
     #[inline(always)]
     pub fn close(self) {
-        self.out
-            .extend_from_slice(if self.begun { b"}" } else { b"{}" });
+        self.out.extend_from_slice(if self.begun { b"}" } else { b"{}" });
     }
 }
 
@@ -862,11 +809,7 @@ pub fn put_duration(out: &mut Vec<u8>, duration: &Duration) {
     let seconds = duration.seconds.clamp(-MOST_DURATION, MOST_DURATION);
     let nanos = duration.nanos.clamp(-999_999_999, 999_999_999);
     let whole = seconds.unsigned_abs();
-    let nanos = if whole == MOST_DURATION as u64 {
-        0
-    } else {
-        nanos
-    };
+    let nanos = if whole == MOST_DURATION as u64 { 0 } else { nanos };
     out.push(b'"');
     if seconds < 0 || (seconds == 0 && nanos < 0) {
         out.push(b'-');
@@ -921,10 +864,7 @@ mod tests {
     #[test]
     fn timestamps() {
         assert_eq!(time("1970-01-01T00:00:00Z"), Some((0, 0)));
-        assert_eq!(
-            time("2000-02-29T23:59:59.5Z"),
-            Some((951_868_799, 500_000_000))
-        );
+        assert_eq!(time("2000-02-29T23:59:59.5Z"), Some((951_868_799, 500_000_000)));
         assert_eq!(time("0001-01-01T00:00:00Z"), Some((LEAST_SECONDS, 0)));
         assert_eq!(
             time("9999-12-31T23:59:59.999999999Z"),
@@ -966,11 +906,7 @@ mod tests {
         while seconds <= MOST_SECONDS {
             for nanos in [0, 1_000_000, 120_000_000, 1000, 999_999_000, 1, 999_999_999] {
                 let text = shown(seconds, nanos);
-                assert_eq!(
-                    time(&text[1..text.len() - 1]),
-                    Some((seconds, nanos)),
-                    "{text}"
-                );
+                assert_eq!(time(&text[1..text.len() - 1]), Some((seconds, nanos)), "{text}");
             }
             seconds += 86_400 * 17 + 12_347;
         }
@@ -978,8 +914,7 @@ mod tests {
 
     #[test]
     fn durations() {
-        let parse =
-            |text: &str| parse_duration(text.as_bytes()).map(|span| (span.seconds, span.nanos));
+        let parse = |text: &str| parse_duration(text.as_bytes()).map(|span| (span.seconds, span.nanos));
         assert_eq!(parse("1.5s"), Some((1, 500_000_000)));
         assert_eq!(parse("-0.000000001s"), Some((0, -1)));
         assert_eq!(parse("315576000000s"), Some((MOST_DURATION, 0)));
@@ -1014,13 +949,7 @@ mod tests {
 
     #[test]
     fn durations_out_of_range() {
-        for (seconds, nanos) in [
-            (1, -1),
-            (-1, 1),
-            (0, 1_000_000_000),
-            (MOST_DURATION, 1),
-            (i64::MIN, 0),
-        ] {
+        for (seconds, nanos) in [(1, -1), (-1, 1), (0, 1_000_000_000), (MOST_DURATION, 1), (i64::MIN, 0)] {
             assert!(check_duration(Some(&Duration { seconds, nanos })).is_err());
         }
         assert!(
@@ -1083,11 +1012,7 @@ mod tests {
             "\"-_-_AQ\"",
             "\"-_-_A\\u0051\"",
         ] {
-            assert_eq!(
-                read(text).as_deref(),
-                Some(&[0xFB, 0xFF, 0xBF, 1][..]),
-                "{text}"
-            );
+            assert_eq!(read(text).as_deref(), Some(&[0xFB, 0xFF, 0xBF, 1][..]), "{text}");
         }
         for refused in ["\"A\"", "\"AQ=\\n\"", "\"+_AQ\"", "\"A Q\"", "1"] {
             assert_eq!(read(refused), None, "{refused}");

@@ -150,10 +150,7 @@ pub(super) fn plain_end(text: &[u8], mut at: usize) -> usize {
 fn plain_end_long(text: &[u8], mut at: usize) -> usize {
     // Written so that the compiler makes it vector code.
     while let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk::<32>()) {
-        if block
-            .iter()
-            .fold(false, |any, &byte| any | is_special(byte))
-        {
+        if block.iter().fold(false, |any, &byte| any | is_special(byte)) {
             break;
         }
         at += 32;
@@ -171,10 +168,7 @@ fn plain_end_long(text: &[u8], mut at: usize) -> usize {
 #[inline(never)]
 fn plain_end_slow(text: &[u8], at: usize) -> usize {
     let rest = text.get(at..).unwrap_or_default();
-    at + rest
-        .iter()
-        .position(|&byte| is_special(byte))
-        .unwrap_or(rest.len())
+    at + rest.iter().position(|&byte| is_special(byte)).unwrap_or(rest.len())
 }
 
 /// A string, as it stands in the text: where its closing quote is, and how many bytes it has without its escapes.
@@ -248,8 +242,7 @@ fn unicode(text: &[u8], at: usize) -> Result<(char, usize), Flaw> {
     if high < 0xDC00 && byte(text, at + 6) == b'\\' && byte(text, at + 7) == b'u' {
         let low = hex4(text, at + 8)?;
         if (0xDC00..0xE000).contains(&low)
-            && let Some(scalar) =
-                char::from_u32(0x1_0000 + ((high - 0xD800) << 10) + (low - 0xDC00))
+            && let Some(scalar) = char::from_u32(0x1_0000 + ((high - 0xD800) << 10) + (low - 0xDC00))
         {
             return Ok((scalar, at + 12));
         }
@@ -258,13 +251,9 @@ fn unicode(text: &[u8], at: usize) -> Result<(char, usize), Flaw> {
 }
 
 fn hex4(text: &[u8], at: usize) -> Result<u32, Flaw> {
-    let digits = text
-        .get(at..at + 4)
-        .ok_or_else(|| flaw(What::Ended, text.len()))?;
+    let digits = text.get(at..at + 4).ok_or_else(|| flaw(What::Ended, text.len()))?;
     digits.iter().try_fold(0, |value, &digit| {
-        let digit = char::from(digit)
-            .to_digit(16)
-            .ok_or_else(|| flaw(What::Escape, at))?;
+        let digit = char::from(digit).to_digit(16).ok_or_else(|| flaw(What::Escape, at))?;
         Ok(value << 4 | digit)
     })
 }
@@ -354,11 +343,7 @@ pub(super) fn number(text: &[u8], start: usize) -> Result<usize, Flaw> {
 #[cold]
 fn no_digit(text: &[u8], at: usize) -> Flaw {
     flaw(
-        if at < text.len() {
-            What::Number
-        } else {
-            What::Ended
-        },
+        if at < text.len() { What::Number } else { What::Ended },
         at.min(text.len()),
     )
 }
@@ -423,9 +408,7 @@ impl Names {
         let Some(others) = self.seen.get(open..self.len) else {
             return false;
         };
-        let met = others
-            .iter()
-            .fold(false, |met, &other| met | (other == print));
+        let met = others.iter().fold(false, |met, &other| met | (other == print));
         if met || others.len() >= Self::ROOM_OF_ONE || self.len >= Self::ROOM {
             return false;
         }
@@ -713,10 +696,7 @@ mod tests {
             assert_eq!(check(text), Err(what), "{text}");
         }
         assert_eq!(check(&("[".repeat(32) + &"]".repeat(32))), Ok(()));
-        assert_eq!(
-            check(&("0.".to_owned() + &"0".repeat(400) + "1e400")),
-            Ok(())
-        );
+        assert_eq!(check(&("0.".to_owned() + &"0".repeat(400) + "1e400")), Ok(()));
     }
 
     #[test]
@@ -734,10 +714,7 @@ mod tests {
 
     #[test]
     fn names_that_collide_are_told_apart() {
-        assert_eq!(
-            check(r#"{"12345678-a-12345678":1,"12345678-b-12345678":2}"#),
-            Ok(())
-        );
+        assert_eq!(check(r#"{"12345678-a-12345678":1,"12345678-b-12345678":2}"#), Ok(()));
         assert_eq!(
             check(r#"{"12345678-a-12345678":1,"12345678-a-12345678":2}"#),
             Err(What::Duplicate)

@@ -54,8 +54,7 @@ impl Sealed {
 
     /// A complete text message of WebSocket.
     pub fn json(&self, types: &Types) -> &Bytes {
-        self.json
-            .get_or_init(|| Self::encoded(&self.frame, Form::Json, types))
+        self.json.get_or_init(|| Self::encoded(&self.frame, Form::Json, types))
     }
 
     /// A complete binary message of WebSocket.
@@ -84,9 +83,7 @@ impl Sealed {
         let texts = [&frame.id, &frame.session_id, &frame.r#type, &frame.reply_to];
         let header = texts.iter().map(|text| text.len()).sum::<usize>();
         let metadata = frame.metadata.iter().flat_map(|entries| entries.iter());
-        let metadata = metadata
-            .map(|(key, value)| 32 + key.len() + value.len())
-            .sum::<usize>();
+        let metadata = metadata.map(|(key, value)| 32 + key.len() + value.len()).sum::<usize>();
         // Each is there three times: as it came, and in both encodings.
         let body = match &frame.body {
             Body::None => 0,
@@ -171,9 +168,7 @@ mod tests {
     #[test]
     fn headers_of_every_length() {
         let types = Types::default();
-        for len in [
-            0, 10, 100, 105, 110, 120, 125, 126, 127, 65_500, 65_535, 65_536, 70_000,
-        ] {
+        for len in [0, 10, 100, 105, 110, 120, 125, 126, 127, 65_500, 65_535, 65_536, 70_000] {
             let frame = Frame {
                 body: Body::Text(Str::from("x".repeat(len))),
                 ..Frame::default()
@@ -196,10 +191,7 @@ mod tests {
                 types: &types,
             };
             assert_eq!(Frame::from_wire(&sealed.wire(), &rules).unwrap(), frame);
-            assert_eq!(
-                Sealed::encoded(&frame, Form::Proto, &types),
-                *sealed.binary()
-            );
+            assert_eq!(Sealed::encoded(&frame, Form::Proto, &types), *sealed.binary());
         }
     }
 

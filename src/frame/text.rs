@@ -46,8 +46,11 @@ impl Str {
 
     /// As text.
     pub fn as_str(&self) -> &str {
+        #[allow(unsafe_code, reason = "checked once, not at each look")]
         // SAFETY: every constructor has checked, or was told by one that has, that the bytes are UTF-8, and they never change.
-        unsafe { std::str::from_utf8_unchecked(&self.0) }
+        unsafe {
+            std::str::from_utf8_unchecked(&self.0)
+        }
     }
 
     /// As bytes that share the buffer.

@@ -107,15 +107,10 @@ impl<'t> ToWire<'t, '_> {
                 self.out.push(0x0A);
                 put_varint(self.out, len as u64);
             }
-            Place::Entry {
-                name,
-                len: name_len,
-            } => {
-                let entry =
-                    2 + varint_len(name_len as u64) + name_len + varint_len(len as u64) + len;
+            Place::Entry { name, len: name_len } => {
+                let entry = 2 + varint_len(name_len as u64) + name_len + varint_len(len as u64) + len;
                 if entry < 0x80 {
-                    self.out
-                        .extend_from_slice(&[0x0A, entry as u8, 0x0A, name_len as u8]);
+                    self.out.extend_from_slice(&[0x0A, entry as u8, 0x0A, name_len as u8]);
                     self.plain(name, name_len);
                     self.out.extend_from_slice(&[0x12, len as u8]);
                 } else {
@@ -335,8 +330,8 @@ struct Head {
 
 /// Powers of ten that a double holds exactly.
 const TENS: [f64; 23] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
-    1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
+    1e21, 1e22,
 ];
 
 /// The double nearest to the number at `start`, and where it ends.
@@ -383,10 +378,7 @@ pub(super) fn read_number(text: &[u8], start: usize) -> (f64, usize) {
 
 #[inline(never)]
 fn read_any_number(text: &[u8], start: usize, mut at: usize) -> (f64, usize) {
-    while matches!(
-        byte(text, at),
-        b'0'..=b'9' | b'e' | b'E' | b'+' | b'-' | b'.'
-    ) {
+    while matches!(byte(text, at), b'0'..=b'9' | b'e' | b'E' | b'+' | b'-' | b'.') {
         at += 1;
     }
     let value = std::str::from_utf8(&text[start..at])
@@ -557,10 +549,7 @@ fn put_short_decimal(out: &mut Vec<u8>, value: f64) -> bool {
         *place = b'0' + (fraction % 10) as u8;
         fraction /= 10;
     }
-    let len = text
-        .iter()
-        .rposition(|&digit| digit != b'0')
-        .map_or(0, |last| last + 1);
+    let len = text.iter().rposition(|&digit| digit != b'0').map_or(0, |last| last + 1);
     out.extend_from_slice(&text[..len]);
     true
 }
@@ -630,10 +619,7 @@ mod tests {
     #[test]
     fn there_and_back_at_every_size() {
         // Lengths pass through every width, at every level.
-        for size in (0..300)
-            .chain(16_300..16_400)
-            .chain([70_000, 2_097_100, 2_097_152])
-        {
+        for size in (0..300).chain(16_300..16_400).chain([70_000, 2_097_100, 2_097_152]) {
             let long = "x".repeat(size);
             for json in [
                 format!("\"{long}\""),
@@ -643,10 +629,7 @@ mod tests {
                 format!("[[[[[\"{long}\"],1]],{{\"{long}\":[]}}]]"),
             ] {
                 let wire = wire(&json);
-                assert_eq!(
-                    super::super::wire::check_value(&wire, scan::MAX_DEPTH),
-                    Ok(())
-                );
+                assert_eq!(super::super::wire::check_value(&wire, scan::MAX_DEPTH), Ok(()));
                 assert!(text(&wire) == json, "{size}");
             }
         }
@@ -722,15 +705,8 @@ mod tests {
             }
             let mut out = Vec::new();
             put_number(&mut out, value);
-            assert_eq!(
-                String::from_utf8(out).unwrap(),
-                ryu_js::Buffer::new().format(value)
-            );
-            for written in [
-                format!("{value}"),
-                format!("{value:e}"),
-                format!("{value:.3}"),
-            ] {
+            assert_eq!(String::from_utf8(out).unwrap(), ryu_js::Buffer::new().format(value));
+            for written in [format!("{value}"), format!("{value:e}"), format!("{value:.3}")] {
                 let (read, end) = read_number(written.as_bytes(), 0);
                 assert_eq!(
                     (read.to_bits(), end),

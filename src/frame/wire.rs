@@ -11,9 +11,7 @@ use prost::{DecodeError, Message};
 
 use super::protojson::{Fault, ProtoJson, check_timestamp};
 use super::scan::{self, Flaw, MAX_DEPTH, Names, What, flaw};
-use super::{
-    Any, Body, Control, Frame, Payload, Rules, Str, Types, Undecodable, check, pb, transcode,
-};
+use super::{Any, Body, Control, Frame, Payload, Rules, Str, Types, Undecodable, check, pb, transcode};
 
 /// How many bytes a varint takes.
 #[inline(always)]
@@ -82,9 +80,7 @@ fn is_text(bytes: &[u8]) -> bool {
     let mut any = 0;
     if bytes.len() <= 64 {
         for chunk in &mut chunks {
-            any |= chunk
-                .first_chunk()
-                .map_or(0, |chunk| u64::from_le_bytes(*chunk));
+            any |= chunk.first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk));
         }
         let rest = chunks.remainder().iter().fold(0, |any, &byte| any | byte);
         if any & HIGHS == 0 && rest < 0x80 {
@@ -131,8 +127,7 @@ impl<'w> ValueChecker<'w> {
                 end
             }
             0x08 | 0x20 => {
-                let (value, end) =
-                    take_varint(wire, 1).ok_or_else(|| self.flaw(What::Varint, wire))?;
+                let (value, end) = take_varint(wire, 1).ok_or_else(|| self.flaw(What::Varint, wire))?;
                 if tag == 0x08 && value != 0 {
                     return Err(self.flaw(What::Kind, wire));
                 }
@@ -161,9 +156,7 @@ impl<'w> ValueChecker<'w> {
 
     #[inline]
     fn number(&self, wire: &[u8]) -> Result<usize, Flaw> {
-        let body = wire[1..]
-            .first_chunk()
-            .ok_or_else(|| self.flaw(What::Length, wire))?;
+        let body = wire[1..].first_chunk().ok_or_else(|| self.flaw(What::Length, wire))?;
         if !f64::from_le_bytes(*body).is_finite() {
             return Err(self.flaw(What::NotFinite, wire));
         }
@@ -176,8 +169,7 @@ impl<'w> ValueChecker<'w> {
             if list[at] != 0x0A {
                 return Err(self.flaw(What::Field, &list[at..]));
             }
-            let (value, end) =
-                take_len(list, at + 1).ok_or_else(|| self.flaw(What::Length, &list[at..]))?;
+            let (value, end) = take_len(list, at + 1).ok_or_else(|| self.flaw(What::Length, &list[at..]))?;
             self.value(value, depth)?;
             at = end;
         }
@@ -192,8 +184,7 @@ impl<'w> ValueChecker<'w> {
             if fields[at] != 0x0A {
                 return Err(self.flaw(What::Field, &fields[at..]));
             }
-            let (entry, end) =
-                take_len(fields, at + 1).ok_or_else(|| self.flaw(What::Length, &fields[at..]))?;
+            let (entry, end) = take_len(fields, at + 1).ok_or_else(|| self.flaw(What::Length, &fields[at..]))?;
             let (name, value) = self.entry(entry)?;
             certain &= self.names.add(open, name);
             self.value(value, depth)?;
@@ -217,8 +208,7 @@ impl<'w> ValueChecker<'w> {
                 0x12 => &mut value,
                 _ => return Err(self.flaw(What::Field, &entry[at..])),
             };
-            let (bytes, end) =
-                take_len(entry, at + 1).ok_or_else(|| self.flaw(What::Length, &entry[at..]))?;
+            let (bytes, end) = take_len(entry, at + 1).ok_or_else(|| self.flaw(What::Length, &entry[at..]))?;
             if part.replace(bytes).is_some() {
                 return Err(self.flaw(What::Field, &entry[at..]));
             }
@@ -289,35 +279,22 @@ impl Frame {
             (3, Raw::Len(part, whole)) => self.r#type = text(part, whole, "type")?,
             (4, Raw::Len(part, _)) => {
                 merge(self.timestamp.get_or_insert_default(), part, "timestamp")?;
-                check_timestamp(self.timestamp.as_ref())
-                    .map_err(|fault| fault.within("timestamp"))?;
+                check_timestamp(self.timestamp.as_ref()).map_err(|fault| fault.within("timestamp"))?;
             }
-            (5, Raw::Len(part, _)) => merge(
-                Arc::make_mut(self.from.get_or_insert_default()),
-                part,
-                "from",
-            )?,
-            (6, Raw::Len(part, _)) => {
-                merge(Arc::make_mut(self.to.get_or_insert_default()), part, "to")?
-            }
+            (5, Raw::Len(part, _)) => merge(Arc::make_mut(self.from.get_or_insert_default()), part, "from")?,
+            (6, Raw::Len(part, _)) => merge(Arc::make_mut(self.to.get_or_insert_default()), part, "to")?,
             (7, Raw::Varint(value)) => self.seq = value,
             (8, Raw::Len(part, whole)) => self.reply_to = text(part, whole, "replyTo")?,
             (9, Raw::Varint(value)) => self.last = value != 0,
             (10, Raw::Varint(value)) => self.ephemeral = value != 0,
-            (11, Raw::Len(part, _)) => {
-                merge_checked(&mut **self.options.get_or_insert_default(), part, "options")?
-            }
+            (11, Raw::Len(part, _)) => merge_checked(&mut **self.options.get_or_insert_default(), part, "options")?,
             // Like every protobuf library, what is too large for 32 bits loses its upper ones.
             (12, Raw::Varint(value)) => self.attempt = value as u32,
             (13, Raw::Len(part, whole)) => self.set_metadata(part, whole)?,
             (14, Raw::Varint(value)) => self.index = Some(value as u32),
-            (16..=19 | 22 | 32..=48, Raw::Len(part, whole)) => {
-                self.set_body(number, part, whole, types)?
-            }
+            (16..=19 | 22 | 32..=48, Raw::Len(part, whole)) => self.set_body(number, part, whole, types)?,
             (1..=14 | 16..=19 | 22 | 32..=48, _) => {
-                return Err(
-                    Fault::malformed("a field has the wrong wire type").within(field_name(number))
-                );
+                return Err(Fault::malformed("a field has the wrong wire type").within(field_name(number)));
             }
             _ => {}
         }
@@ -334,9 +311,7 @@ impl Frame {
                 (1, Raw::Len(part, whole)) => key = text(part, whole, "metadata")?,
                 (2, Raw::Len(part, whole)) => value = text(part, whole, "metadata")?,
                 (1 | 2, _) => {
-                    return Err(
-                        Fault::malformed("a field has the wrong wire type").within("metadata")
-                    );
+                    return Err(Fault::malformed("a field has the wrong wire type").within("metadata"));
                 }
                 _ => {}
             }
@@ -354,17 +329,10 @@ impl Frame {
         Ok(())
     }
 
-    fn set_body(
-        &mut self,
-        number: u64,
-        part: &[u8],
-        whole: &Bytes,
-        types: Option<&Types>,
-    ) -> Result<(), Fault> {
+    fn set_body(&mut self, number: u64, part: &[u8], whole: &Bytes, types: Option<&Types>) -> Result<(), Fault> {
         self.body = match number {
             16 => {
-                check_value(part, MAX_DEPTH)
-                    .map_err(|flaw| Fault::payload(flaw).within("payload"))?;
+                check_value(part, MAX_DEPTH).map_err(|flaw| Fault::payload(flaw).within("payload"))?;
                 Body::Payload(Payload::from_checked_wire(whole.slice_ref(part)))
             }
             17 => Body::Data(slice(part, whole)),
@@ -401,9 +369,7 @@ impl Any {
                 (1, Raw::Len(url, whole)) => self.type_url = text(url, whole, "message")?,
                 (2, Raw::Len(value, whole)) => self.value = slice(value, whole),
                 (1 | 2, _) => {
-                    return Err(
-                        Fault::malformed("a field has the wrong wire type").within("message")
-                    );
+                    return Err(Fault::malformed("a field has the wrong wire type").within("message"));
                 }
                 _ => {}
             }
@@ -460,9 +426,7 @@ fn names_in(bytes: &Bytes) -> (Str, Str) {
         };
         match (number, raw) {
             (1, Raw::Len(part, whole)) => id = text(part, whole, "id").unwrap_or_default(),
-            (2, Raw::Len(part, whole)) => {
-                session_id = text(part, whole, "sessionId").unwrap_or_default()
-            }
+            (2, Raw::Len(part, whole)) => session_id = text(part, whole, "sessionId").unwrap_or_default(),
             _ => {}
         }
         at = end;
@@ -494,11 +458,7 @@ fn merge(message: &mut impl Message, part: &[u8], field: &'static str) -> Result
 }
 
 /// Reads a message that may hold what JSON cannot write: times out of range.
-fn merge_checked(
-    message: &mut impl ProtoJson,
-    part: &[u8],
-    field: &'static str,
-) -> Result<(), Fault> {
+fn merge_checked(message: &mut impl ProtoJson, part: &[u8], field: &'static str) -> Result<(), Fault> {
     merge(message, part, field)?;
     message.check().map_err(|fault| fault.within(field))
 }
@@ -687,10 +647,7 @@ impl Frame {
         put_bytes(out, 3 << 3 | 2, self.r#type.as_bytes());
         if let Some(timestamp) = &self.timestamp {
             let (seconds, nanos) = (timestamp.seconds as u64, i64::from(timestamp.nanos) as u64);
-            out.extend_from_slice(&[
-                4 << 3 | 2,
-                (len_of_varint(seconds) + len_of_varint(nanos)) as u8,
-            ]);
+            out.extend_from_slice(&[4 << 3 | 2, (len_of_varint(seconds) + len_of_varint(nanos)) as u8]);
             put_number(out, 1 << 3, seconds);
             put_number(out, 2 << 3, nanos);
         }
@@ -746,15 +703,10 @@ impl Frame {
             + numbers.into_iter().map(len_of_varint).sum::<usize>()
             + metadata
                 .map(|(key, value)| {
-                    len_of_message(
-                        1,
-                        len_of_bytes(1, key.as_bytes()) + len_of_bytes(1, value.as_bytes()),
-                    )
+                    len_of_message(1, len_of_bytes(1, key.as_bytes()) + len_of_bytes(1, value.as_bytes()))
                 })
                 .sum::<usize>()
-            + self
-                .index
-                .map_or(0, |index| 1 + varint_len(u64::from(index)))
+            + self.index.map_or(0, |index| 1 + varint_len(u64::from(index)))
             + self.body.wire_len()
     }
 }
@@ -822,26 +774,21 @@ impl Message for Frame {
         match wire_type {
             WireType::Varint => {
                 let value = prost::encoding::decode_varint(buf)?;
-                self.set(number, Raw::Varint(value), None)
-                    .map_err(decode_error)
+                self.set(number, Raw::Varint(value), None).map_err(decode_error)
             }
             WireType::LengthDelimited => {
-                let len =
-                    usize::try_from(prost::encoding::decode_varint(buf)?).unwrap_or(usize::MAX);
+                let len = usize::try_from(prost::encoding::decode_varint(buf)?).unwrap_or(usize::MAX);
                 if len > buf.remaining() {
                     return Err(decode_error(Fault::from(flaw(What::Length, 0))));
                 }
                 let part = buf.copy_to_bytes(len);
-                self.set(number, Raw::Len(&part, &part), None)
-                    .map_err(decode_error)
+                self.set(number, Raw::Len(&part, &part), None).map_err(decode_error)
             }
             WireType::SixtyFourBit | WireType::ThirtyTwoBit => {
                 prost::encoding::skip_field(wire_type, tag, buf, ctx)?;
                 self.set(number, Raw::Fixed, None).map_err(decode_error)
             }
-            WireType::StartGroup | WireType::EndGroup => {
-                Err(decode_error(Fault::from(flaw(What::WireType, 0))))
-            }
+            WireType::StartGroup | WireType::EndGroup => Err(decode_error(Fault::from(flaw(What::WireType, 0)))),
         }
     }
 

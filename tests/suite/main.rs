@@ -1,3 +1,29 @@
-//! The one binary of integration tests.
+//! The integration tests, one binary: scenarios that are written once and run over both faces, the calls, the edges that
+//! strangers touch, the store's failures, and frames in both forms.
 
+mod calls;
+mod drain;
+mod edges;
+mod harness;
 mod protojson;
+mod requests;
+mod sessions;
+mod store;
+
+/// Runs each scenario over all pairs of faces.
+#[macro_export]
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        mod on_all_faces {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    for (one, other) in $crate::harness::FACES {
+                        eprintln!("{one:?} and {other:?}");
+                        super::$name(one, other).await;
+                    }
+                }
+            )*
+        }
+    };
+}

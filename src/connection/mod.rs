@@ -1,0 +1,390 @@
+//! The connection: the protocol's state machine, the same for both faces. It owns what a peer may say and how it is answered;
+//! the transports below it turn bytes into messages, the router above carries out what was said.
+//!
+//! It must never know which face it serves.
+
+mod drive;
+mod outgoing;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use drive::{Drive, Incoming, Inlet};
+pub use outgoing::{asked, cancel};
+
+use crate::error::{Reason, Refusal};
+use crate::frame::{Body, Control, Frame, Rules, Str, Undecodable, check_id, check_name, pb};
+use crate::router::{Batch, CLIENT_ROLE, GATEWAY_ROLE, Joining, Link, Live, Router, Sender, Serving, View};
+use crate::session::Start;
+use crate::session::dispatch::Offer;
+
+/// One message of a peer.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// ProtoJSON.
+    Text(Str),
+    /// Protobuf.
+    Binary(Bytes),
+}
+
+/// The reading side of a connection. Its writing side is the link.
+pub struct Connection {
+    router: Router,
+    link: Arc<Link>,
+    batch: Batch,
+    /// What `from` says of frames into sessions that the connection is not a member of.
+    address: Arc<pb::Address>,
+    /// What `from` says of replies, by slot.
+    serves: Vec<Arc<pb::Address>>,
+    worker: Str,
+    /// The session of frames that name none.
+    session: Str,
+    ignore_unknown: bool,
+}
+
+impl Connection {
+    /// The connection of a link that was just attached.
+    pub fn new(router: &Router, link: Arc<Link>) -> Self {
+        let address = pb::Address {
+            role: CLIENT_ROLE.to_string(),
+            member_id: link.name().to_string(),
+            ..pb::Address::default()
+        };
+        tracing::debug!(connection = %link.name(), form = ?link.form(), "connected");
+        Self {
+            router: router.clone(),
+            batch: Batch::new(router.now()),
+            address: Arc::new(address),
+            serves: Vec::new(),
+            worker: link.name().clone(),
+            session: Str::EMPTY,
+            ignore_unknown: false,
+            link,
+        }
+    }
+
+    /// Its writing side.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// The session of frames that name none.
+    pub fn set_session(&mut self, session: Str) {
+        self.session = session;
+    }
+
+    /// Handles one message. What follows from it happens with `flush` at the latest.
+    pub fn receive(&mut self, message: &Message) {
+        let rules = Rules {
+            ignore_unknown: self.ignore_unknown,
+            types: self.router.types(),
+        };
+        let decoded = match message {
+            Message::Text(text) => Frame::from_json(text, &rules),
+            Message::Binary(bytes) => Frame::from_wire(bytes, &rules),
+        };
+        match decoded {
+            Ok(frame) => self.receive_frame(frame),
+            Err(Undecodable {
+                refusal,
+                id,
+                session_id,
+            }) => self.refuse(&id, &session_id, &refusal),
+        }
+    }
+
+    /// Handles one frame.
+    pub fn receive_frame(&mut self, frame: Frame) {
+        let (id, session) = (frame.id.clone(), frame.session_id.clone());
+        tracing::trace!(connection = %self.link.name(), session = %session, id = %id, "frame");
+        let handled = frame.check().and_then(|()| match frame.body {
+            Body::Control(control) => self.control(&id, &session, *control),
+            _ => self.send(frame),
+        });
+        if let Err(refusal) = handled {
+            self.refuse(&id, &session, &refusal);
+        }
+    }
+
+    fn refuse(&mut self, id: &Str, session: &Str, refusal: &Refusal) {
+        tracing::debug!(connection = %self.link.name(), session = %session, id = %id, %refusal, "refused");
+        self.link.refuse(id, session, refusal);
+        self.batch.touch_link(&self.link);
+    }
+
+    /// A new batch of messages begins.
+    pub fn begin(&mut self) {
+        self.batch.now = self.router.now();
+    }
+
+    /// Acks what was accepted, and wakes everybody who has something to read.
+    pub fn flush(&mut self) {
+        self.batch.finish(Some(&self.link));
+    }
+
+    /// The peer will send no more: it can hold no requests from now on.
+    pub fn half_close(&mut self) {
+        self.router.retire(&self.link, &mut self.batch);
+        self.flush();
+    }
+
+    /// The connection is over.
+    pub fn close(&mut self) {
+        self.flush();
+        self.router.detach(&self.link);
+        tracing::debug!(connection = %self.link.name(), "disconnected");
+    }
+
+    fn control(&mut self, id: &Str, session: &Str, control: Control) -> Result<(), Refusal> {
+        let answer = match control {
+            Control::Hello(hello) => self.hello(&hello)?,
+            Control::Ping(ping) => ping_answer(ping)?,
+            Control::Pong(_) => return Ok(()),
+            Control::Serve(serve) => self.serve(id, serve)?,
+            Control::Join(join) => return self.join(id, session, join),
+            Control::Leave(_) => {
+                let session = self.session_of(session)?;
+                self.router.leave(&self.link, &session, &mut self.batch)?;
+                return self.answer(id, &session, Control::Left(pb::Left::default()));
+            }
+            Control::Cancel(cancel) => {
+                let session = self.session_of(session)?;
+                let answer = self.cancel(&session, cancel)?;
+                return self.answer(id, &session, answer);
+            }
+            other => return Err(only_the_gateway(&other)),
+        };
+        match answer {
+            Some(answer) => self.answer(id, &Str::EMPTY, answer),
+            None => Ok(()),
+        }
+    }
+
+    fn answer(&mut self, id: &Str, session: &Str, control: Control) -> Result<(), Refusal> {
+        self.link.answer(id, session, Body::Control(Box::new(control)));
+        self.batch.touch_link(&self.link);
+        Ok(())
+    }
+
+    fn hello(&mut self, hello: &pb::Hello) -> Result<Option<Control>, Refusal> {
+        if hello.client.len() > 128 || !hello.client.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            return Err(Refusal::field(
+                "hello.client",
+                "at most 128 characters of printable ASCII",
+            ));
+        }
+        tracing::info!(connection = %self.link.name(), client = %hello.client, "hello");
+        self.ignore_unknown = hello.ignore_unknown;
+        let limits = self.router.limits();
+        Ok(Some(Control::Welcome(pb::Welcome {
+            connection_id: self.link.name().to_string(),
+            server: concat!("twinspan/", env!("CARGO_PKG_VERSION")).to_owned(),
+            heartbeat_interval: prost_types::Duration::try_from(limits.heartbeat).ok(),
+            limits: Some(pb::Limits {
+                frame_bytes: limits.frame_bytes as u32,
+                payload_depth: crate::frame::MAX_DEPTH,
+                joins: limits.joins as u32,
+                members: limits.members as u32,
+                open_requests: limits.open_requests as u32,
+                max_in_flight: limits.max_in_flight,
+            }),
+            ignore_unknown: hello.ignore_unknown,
+        })))
+    }
+
+    /// The session that a frame is about.
+    fn session_of(&self, named: &Str) -> Result<Str, Refusal> {
+        if !named.is_empty() {
+            return Ok(named.clone());
+        }
+        if !self.session.is_empty() {
+            return Ok(self.session.clone());
+        }
+        self.link.only_session().ok_or_else(|| {
+            let text = "required: the connection is not in exactly one session, which could be meant";
+            Refusal::field("session_id", text)
+        })
+    }
+
+    fn join(&mut self, id: &Str, session: &Str, join: pb::Join) -> Result<(), Refusal> {
+        let session = self.session_of(session)?;
+        let joining = joining(join, self.link.name())?;
+        self.router.join(&self.link, &session, joining, id, &mut self.batch)
+    }
+
+    fn serve(&mut self, id: &Str, serve: pb::Serve) -> Result<Option<Control>, Refusal> {
+        check_role("serve.role", &serve.role)?;
+        if !serve.worker_id.is_empty() {
+            check_name("serve.worker_id", &serve.worker_id)?;
+        }
+        if serve.sessions.len() > 32 {
+            return Err(Refusal::field("serve.sessions", "at most 32 patterns"));
+        }
+        for pattern in &serve.sessions {
+            check_name("serve.sessions", &pattern.replace('*', "-"))?;
+        }
+        let offer = Offer {
+            role: serve.role.as_str().into(),
+            sessions: serve.sessions.iter().map(|pattern| pattern.as_str().into()).collect(),
+            max_in_flight: serve.max_in_flight.max(1),
+        };
+        let name = if serve.worker_id.is_empty() {
+            self.link.name().clone()
+        } else {
+            serve.worker_id.as_str().into()
+        };
+        let serving = Serving { name, offer };
+        let (slot, granted) = self.router.grant(&self.link, serving)?;
+        let address = pb::Address {
+            role: serve.role.clone(),
+            member_id: granted.name.to_string(),
+            ..pb::Address::default()
+        };
+        match self.serves.get_mut(slot as usize) {
+            Some(known) => *known = Arc::new(address),
+            None => self.serves.push(Arc::new(address)),
+        }
+        self.worker = granted.name.clone();
+        let serving = pb::Serving {
+            role: serve.role,
+            worker_id: granted.name.to_string(),
+            max_in_flight: granted.offer.max_in_flight,
+        };
+        // The answer comes before the first request.
+        self.answer(id, &Str::EMPTY, Control::Serving(serving))?;
+        self.router.serve(&self.link, slot, granted.offer, &mut self.batch);
+        Ok(None)
+    }
+
+    fn cancel(&mut self, session: &Str, cancel: pb::Cancel) -> Result<Control, Refusal> {
+        let live = self.router.find(session)?;
+        let outcome = outgoing::cancel(&self.router, &live, &cancel.request_id, &cancel.reason, &mut self.batch)?;
+        Ok(Control::CancelAck(pb::CancelAck {
+            request_id: cancel.request_id,
+            outcome: outcome as i32,
+        }))
+    }
+
+    /// A frame for a session.
+    fn send(&mut self, mut frame: Frame) -> Result<(), Refusal> {
+        let session = self.session_of(&frame.session_id)?;
+        check_name("session_id", &session)?;
+        let asked = asked(&self.router, &mut frame)?;
+        let seat = self.link.seat(&session);
+        let live = match &seat {
+            Some(seat) => Arc::clone(seat.live()),
+            None if !frame.reply_to.is_empty() => self.router.find(&session)?,
+            None => self.router.open(&session)?.0,
+        };
+        let member = seat.as_deref().filter(|seat| seat.is_member());
+        let is_reply = !frame.reply_to.is_empty();
+        let name = match member {
+            _ if is_reply => &self.worker,
+            Some(seat) => seat.name(),
+            None => self.link.name(),
+        };
+        let sender = Sender {
+            link: Some(&self.link),
+            address: Arc::clone(member.map_or(&self.address, |seat| seat.address())),
+            serves: &self.serves,
+            name,
+        };
+        if frame.ephemeral {
+            return self.router.publish_ephemeral(&live, &sender, frame, &mut self.batch);
+        }
+        match asked {
+            None => self.router.publish(&live, &sender, frame, None, &mut self.batch),
+            Some(asked) => {
+                let request = frame.id.clone();
+                self.router.expect_answer(&self.link, &live, &request)?;
+                let published = self.router.publish(&live, &sender, frame, Some(asked), &mut self.batch);
+                if published.is_err() {
+                    self.router.expect_no_answer(&self.link, &live, &request);
+                }
+                published
+            }
+        }
+    }
+
+    /// Looks after what was answered meanwhile.
+    pub fn tidy(&self) {
+        self.router.tidy(&self.link);
+    }
+}
+
+/// A `Join`, checked.
+pub fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {
+    let role = if join.role.is_empty() {
+        CLIENT_ROLE
+    } else {
+        join.role.as_str().into()
+    };
+    check_role("join.role", &role)?;
+    let name = if join.member_id.is_empty() {
+        default_name.clone()
+    } else {
+        join.member_id.as_str().into()
+    };
+    check_name("join.member_id", &name)?;
+    let start = start(join.after_seq, &join.epoch, join.tail)?;
+    Ok(Joining {
+        name,
+        role,
+        start,
+        presence: join.presence,
+        view: View::Member,
+    })
+}
+
+/// Where to begin, checked.
+pub fn start(after: Option<u64>, epoch: &str, tail: u32) -> Result<Start, Refusal> {
+    if after.is_some() && tail > 0 {
+        return Err(Refusal::field(
+            "tail",
+            "not together with after_seq: begin at one place",
+        ));
+    }
+    if after == Some(u64::MAX) {
+        return Err(Refusal::field("after_seq", "past the end of any log"));
+    }
+    Ok(Start {
+        after,
+        epoch: epoch.into(),
+        tail,
+    })
+}
+
+fn check_role(field: &'static str, role: &str) -> Result<(), Refusal> {
+    check_name(field, role)?;
+    match role {
+        GATEWAY_ROLE => Err(Refusal::field(field, "\"gateway\" is the gateway's own role")),
+        _ => Ok(()),
+    }
+}
+
+fn ping_answer(ping: pb::Ping) -> Result<Option<Control>, Refusal> {
+    if ping.data.len() > 128 {
+        return Err(Refusal::field("ping.data", "at most 128 bytes"));
+    }
+    Ok(Some(Control::Pong(pb::Pong { data: ping.data })))
+}
+
+fn only_the_gateway(control: &Control) -> Refusal {
+    let text = format!("only the gateway sends {}", control.name());
+    Refusal::new(Reason::UnexpectedFrame, text)
+}
+
+/// Checks a request's id where one is named.
+pub fn check_request_id(id: &str) -> Result<(), Refusal> {
+    if id.is_empty() {
+        return Err(Refusal::field("request_id", "required"));
+    }
+    check_id("request_id", id)
+}
+
+/// A session by name, if the name may be one.
+pub fn find_session(router: &Router, session: &str) -> Result<Arc<Live>, Refusal> {
+    check_name("session_id", session)?;
+    router.find(session)
+}

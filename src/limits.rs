@@ -1,0 +1,72 @@
+//! What the gateway holds its peers to: every queue, map and window is bounded by a field of `Limits`.
+
+use std::time::Duration;
+
+/// The numbers in force. `config` fills it in and checks that they fit together.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections of the whole gateway.
+    pub connections: usize,
+    /// Sessions of the whole gateway.
+    pub sessions: usize,
+    /// Bytes of one frame, in the form in which it arrives.
+    pub frame_bytes: usize,
+    /// Members of one session, watchers and askers that have not joined included.
+    pub members: usize,
+    /// Sessions that a connection may be in.
+    pub joins: usize,
+    /// Roles that a connection may serve.
+    pub roles: usize,
+    /// Open requests of one session.
+    pub open_requests: usize,
+    /// Requests that wait for one role.
+    pub waiting: usize,
+    /// Requests that a worker may hold.
+    pub max_in_flight: u32,
+    /// Ids that a session remembers, for dedup.
+    pub dedup_ids: usize,
+    /// Ended requests that a session remembers, to tell "over" from "never heard of".
+    pub ended_requests: usize,
+    /// Ephemeral and presence frames that wait for the members of a session.
+    pub ephemeral_frames: usize,
+    /// The newest frames of a session that are at hand for its live members.
+    pub tail_frames: usize,
+    /// Bytes of direct answers to a connection beyond which it is not read from.
+    pub outbox_bytes: usize,
+    /// Answers to a connection beyond which it is not read from.
+    pub outbox_frames: usize,
+    /// From the accepted TCP connection to the first request.
+    pub handshake: Duration,
+    /// How long a peer may show no life before it is asked for some.
+    pub heartbeat: Duration,
+    /// Of a request that says nothing of it: how long it may wait for a worker.
+    pub accept_timeout: Duration,
+    /// Of a request that says nothing of it: how long it may take in all.
+    pub total_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 100_000,
+            sessions: 100_000,
+            frame_bytes: 1 << 20,
+            members: 10_000,
+            joins: 10_000,
+            roles: 32,
+            open_requests: 1_000,
+            waiting: 10_000,
+            max_in_flight: 1_024,
+            dedup_ids: 1_024,
+            ended_requests: 256,
+            ephemeral_frames: 256,
+            tail_frames: 1_024,
+            outbox_bytes: 1 << 20,
+            outbox_frames: 1_024,
+            handshake: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(30),
+            accept_timeout: Duration::from_secs(30),
+            total_timeout: Duration::from_secs(600),
+        }
+    }
+}

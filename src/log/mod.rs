@@ -1,0 +1,109 @@
+//! The log: where a session's frames are kept. This page is the contract; `suite` (in the tests of this module) holds every
+//! store to it.
+//!
+//! ```text
+//!            first                    committed          head
+//!   trimmed  |                        |                  |
+//!   . . . . .[ 5 ][ 6 ][ 7 ][ 8 ][ 9 ][10 ]( 11 )( 12 )( 13 )
+//!             ^ can be read            ^    ^ appended, not yet durable: nobody may see them
+//! ```
+//!
+//! 1. Within a session, frames are appended in the order of their seqs, without holes, from 1 in a new epoch.
+//! 2. `append` never waits. It takes the frame whole or refuses it whole; a refused frame has left no trace, and the next
+//!    append for the session uses its seq.
+//! 3. `Commit::Done` says that the frame is as durable as the store makes it. `Commit::Later` says that it will be when the
+//!    future ends; commits of a session end in the order of their appends. If one fails, so do all that follow it, and what
+//!    the session holds is to be read from the log anew.
+//! 4. `read` returns committed frames in order, from the one that was asked for, or from the first that is left if that was
+//!    trimmed; a page is never empty unless there is nothing from there on.
+//! 5. Only whole prefixes are trimmed: `first` never falls, and everything from `first` to the committed end can be read.
+//! 6. A page read while frames are appended or trimmed is a prefix of what a later read would return.
+//! 7. Sessions do not disturb each other: what is refused for one may be taken for another.
+
+mod memory;
+#[cfg(test)]
+pub mod suite;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::error::{Reason, Refusal};
+use crate::frame::{Sealed, Str};
+
+pub use memory::{Memory, Retention};
+
+/// A future that a store hands out.
+pub type Wait<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
+/// Why a store refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// There is no room: `what` is full. Reading goes on.
+    Full(String),
+    /// The store does not work now.
+    Unavailable(String),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Full(what) => Refusal::new(Reason::LogFull, format!("the log has no room: {what}")),
+            Error::Unavailable(why) => {
+                Refusal::new(Reason::LogUnavailable, format!("the log cannot be used now: {why}"))
+            }
+        }
+    }
+}
+
+/// When an appended frame is durable.
+pub enum Commit {
+    /// Now.
+    Done,
+    /// When this ends.
+    Later(Wait<()>),
+}
+
+/// What `append` did.
+pub struct Appended {
+    /// When the frame is durable.
+    pub commit: Commit,
+    /// The session's oldest frame now.
+    pub first: u64,
+}
+
+/// How much to read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// Frames.
+    pub frames: usize,
+    /// Bytes, as `Sealed::size` counts; the page may exceed them by one frame.
+    pub bytes: usize,
+}
+
+/// Committed frames, in order.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// The frames.
+    pub frames: Vec<Arc<Sealed>>,
+    /// The session's oldest frame at the time of reading.
+    pub first: u64,
+}
+
+/// Where sessions' frames are kept. The module's doc is the contract.
+pub trait Log: Send + Sync + 'static {
+    /// Adds the next frame of the session, which has its `seq`.
+    fn append(&self, session: &Str, frame: &Arc<Sealed>) -> Result<Appended, Error>;
+
+    /// Reads from `from` on, upwards.
+    fn read(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page>;
+
+    /// Reads from `from` on, downwards; the page is still in rising order.
+    fn read_back(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page>;
+
+    /// Removes the session's frames. A session that comes later by the same name begins with seq 1.
+    fn delete(&self, session: &Str);
+
+    /// Whether the store works, for the health check.
+    fn check(&self) -> Result<(), Error>;
+}

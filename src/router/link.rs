@@ -1,0 +1,638 @@
+//! The link: a connection as the router sees it, which is where its frames go.
+//!
+//! A link has an outbox for what concerns the connection alone (acks, errors, handed requests), and seats, whose cursors say
+//! how far it has been sent in each session. Writing is always the same: what the outbox holds, then what the cursors find.
+//! Whoever brings something new *kicks* the link; a link that pushes (a socket) is then written to on the spot, on the
+//! caller's thread, unless somebody else is at it or the socket is full; a link that is pulled (a gRPC stream) is woken.
+//!
+//! Locks: `out` may be taken before a session's lock, never the other way round.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Router;
+use super::live::{Found, Live};
+use super::seat::Seat;
+use crate::error::{Reason, Refusal};
+use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
+use crate::log::Page;
+use crate::session::{ConnectionId, WorkerKey};
+
+/// What a peer reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// WebSocket text messages of ProtoJSON.
+    Json,
+    /// WebSocket binary messages of protobuf.
+    Binary,
+    /// Bare protobuf, which gRPC puts its own prefix before.
+    Wire,
+}
+
+/// A socket, of whatever kind.
+pub trait Socket: AsyncRead + AsyncWrite + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + 'static> Socket for T {}
+
+/// How a connection ends.
+#[derive(Clone, Debug)]
+struct End {
+    /// Why, unless all is well.
+    refusal: Option<Refusal>,
+    /// The close frame, until it is on its way.
+    farewell: Bytes,
+}
+
+/// A connection as the router sees it.
+pub struct Link {
+    id: ConnectionId,
+    name: Str,
+    form: Form,
+    types: Arc<Types>,
+    clock: Arc<AtomicU32>,
+    out: Mutex<Out>,
+    /// Seats whose sessions have something new.
+    ready: Mutex<Vec<Arc<Seat>>>,
+    /// Somebody kicked while somebody else was writing.
+    kicked: AtomicBool,
+    /// The task that reads from the peer.
+    driver: AtomicWaker,
+    /// The gRPC stream that pulls.
+    puller: AtomicWaker,
+    places: Mutex<Places>,
+    /// Something that the connection had asked was answered.
+    answered: AtomicBool,
+    /// Of the coarse clock, when the peer last showed life.
+    life: AtomicU32,
+}
+
+struct Out {
+    socket: Option<Pin<Box<dyn Socket>>>,
+    waker: Waker,
+    /// The socket took less than it was offered.
+    blocked: bool,
+    /// It did, and has taken nothing since.
+    was_blocked: bool,
+    /// What is being written, in whole messages; of the first, `written` bytes are gone.
+    queue: VecDeque<Bytes>,
+    written: usize,
+    outbox: VecDeque<Bytes>,
+    outbox_bytes: usize,
+    turn: VecDeque<Arc<Seat>>,
+    lagging: Vec<Arc<Seat>>,
+    paused: bool,
+    end: Option<End>,
+    ended: bool,
+}
+
+/// Where a connection has a place: its seats, and what it serves and holds as a worker.
+#[derive(Default)]
+pub(super) struct Places {
+    pub seats: HashMap<Str, Arc<Seat>>,
+    pub serves: Vec<(Str, Str, WorkerKey)>,
+    pub held: HashMap<Str, (Arc<Live>, usize)>,
+    pub closed: bool,
+}
+
+/// Messages that are taken up at once.
+const BATCH_FRAMES: usize = 64;
+/// Bytes beyond which no more messages are taken up at once.
+const BATCH_BYTES: usize = 64 << 10;
+/// Slices of one vectored write.
+const SLICES: usize = 64;
+
+impl Link {
+    /// A link that writes to the socket by itself, or, without one, waits for its frames to be taken by `poll_take`.
+    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Self {
+        let out = Out {
+            socket,
+            waker: Waker::noop().clone(),
+            blocked: false,
+            was_blocked: false,
+            queue: VecDeque::new(),
+            written: 0,
+            outbox: VecDeque::new(),
+            outbox_bytes: 0,
+            turn: VecDeque::new(),
+            lagging: Vec::new(),
+            paused: false,
+            end: None,
+            ended: false,
+        };
+        Self {
+            id: ConnectionId(router.next_id()),
+            name: super::random_name(),
+            form,
+            types: Arc::clone(router.types()),
+            clock: router.clock(),
+            out: Mutex::new(out),
+            ready: Mutex::default(),
+            kicked: AtomicBool::new(false),
+            driver: AtomicWaker::new(),
+            puller: AtomicWaker::new(),
+            places: Mutex::default(),
+            answered: AtomicBool::new(false),
+            life: AtomicU32::new(0),
+        }
+    }
+
+    /// Which connection.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Its name, by which logs and `Welcome` know it.
+    pub fn name(&self) -> &Str {
+        &self.name
+    }
+
+    /// What its peer reads.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The peer showed life.
+    pub fn alive(&self) {
+        self.life.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// When it did so last, by the coarse clock.
+    pub(super) fn last_alive(&self) -> u32 {
+        self.life.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_out(&self) -> Option<MutexGuard<'_, Out>> {
+        match self.out.try_lock() {
+            Ok(out) => Some(out),
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Puts a frame for this connection alone into the outbox; a kick sends it.
+    pub fn push(&self, frame: Frame) {
+        let bytes = self.encode(&Sealed::new(frame));
+        let mut out = self.out();
+        out.outbox_bytes += bytes.len();
+        out.outbox.push_back(bytes);
+    }
+
+    /// Puts raw bytes (a pong, a ping) before everything that has not been begun to be written.
+    pub fn push_first(&self, bytes: Bytes) {
+        let mut out = self.out();
+        let at = usize::from(out.written > 0);
+        out.queue.insert(at, bytes);
+    }
+
+    /// Ends the connection once everything before has been sent. The first end counts.
+    pub fn end(&self, refusal: Option<Refusal>) {
+        let farewell = if self.form == Form::Wire {
+            Bytes::new()
+        } else {
+            close_frame(refusal.as_ref())
+        };
+        let mut out = self.out();
+        if out.end.is_none() {
+            out.end = Some(End { refusal, farewell });
+        }
+        drop(out);
+        self.kick();
+    }
+
+    /// Ends the connection now, whether the peer takes what is due to it or not.
+    pub fn cut(&self, refusal: Option<Refusal>) {
+        self.end(refusal);
+        let mut out = self.out();
+        if !out.ended && self.form != Form::Wire {
+            self.abandon(&mut out);
+        }
+        drop(out);
+        self.kick();
+    }
+
+    /// The peer of a pulled link has stopped pulling.
+    pub fn abandoned(&self) {
+        self.abandon(&mut self.out());
+    }
+
+    /// Tells the peer that the connection will be ended.
+    pub(super) fn go_away(&self, grace: Duration) {
+        let refusal = Refusal::new(Reason::Draining, "the gateway is about to stop; connect again");
+        let grace = prost_types::Duration::try_from(grace).ok();
+        self.tell(
+            &Str::EMPTY,
+            Control::GoAway(pb::GoAway {
+                error: Some(refusal.to_pb()),
+                grace,
+            }),
+        );
+        self.kick();
+    }
+
+    /// Whether the end has been sent, or can be sent no more.
+    pub fn has_ended(&self) -> bool {
+        self.out().ended
+    }
+
+    /// A seat has something new. A kick sends it.
+    pub(super) fn mark(&self, seat: &Arc<Seat>) {
+        if seat.mark() {
+            self.ready
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Arc::clone(seat));
+        }
+    }
+
+    /// Sends what there is to send, or sees to it that it is sent.
+    pub fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        if self.form == Form::Wire {
+            self.puller.wake();
+            return;
+        }
+        self.write_while_kicked();
+    }
+
+    fn write_while_kicked(&self) {
+        while self.kicked.load(Ordering::SeqCst) {
+            let Some(mut out) = self.try_out() else { return };
+            self.kicked.store(false, Ordering::SeqCst);
+            if !out.blocked {
+                self.write(&mut out);
+            }
+        }
+    }
+
+    /// What the connection's own task does when it is woken: it writes where the socket had been full, and takes the waker.
+    pub fn poll_write(&self, cx: &mut Context<'_>) {
+        self.driver.register(cx.waker());
+        if self.form == Form::Wire {
+            return;
+        }
+        let mut out = self.out();
+        if !out.waker.will_wake(cx.waker()) {
+            out.waker = cx.waker().clone();
+        }
+        self.kicked.store(false, Ordering::SeqCst);
+        out.blocked = false;
+        self.write(&mut out);
+        drop(out);
+        self.write_while_kicked();
+    }
+
+    /// Reads from the socket.
+    pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let mut out = self.out();
+        let polled = match &mut out.socket {
+            Some(socket) => socket.as_mut().poll_read(cx, buffer),
+            None => Poll::Ready(Ok(())),
+        };
+        drop(out);
+        self.write_while_kicked();
+        polled
+    }
+
+    /// The next message of a pulled link; `None` after the end.
+    pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Refusal>>> {
+        let mut out = self.out();
+        if out.queue.is_empty() {
+            self.puller.register(cx.waker());
+            self.refill(&mut out);
+        }
+        if let Some(bytes) = out.queue.pop_front() {
+            return Poll::Ready(Some(Ok(bytes)));
+        }
+        if out.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(end) = out.end.clone() {
+            out.ended = true;
+            self.driver.wake();
+            return Poll::Ready(end.refusal.map(Err));
+        }
+        Poll::Pending
+    }
+
+    /// Whether the peer may be read from: not while it leaves too many answers unread. Wakes the driver when it may again.
+    pub fn may_read(&self, frames: usize, bytes: usize) -> bool {
+        let mut out = self.out();
+        out.paused = out.outbox.len() > frames || out.outbox_bytes > bytes;
+        !out.paused
+    }
+
+    /// A seat that has fallen behind what is at hand and wants the log to be read for it. One at a time, and only when what
+    /// was read before is on its way: this bounds what lags in memory.
+    pub(super) fn take_lagging(&self) -> Option<Arc<Seat>> {
+        let mut out = self.out();
+        if out.queue.len() >= BATCH_FRAMES {
+            None
+        } else {
+            out.lagging.pop()
+        }
+    }
+
+    /// Hands over what was read from the log for a lagging seat, and sends it.
+    pub(super) fn catch_up(&self, seat: &Arc<Seat>, page: &Page) {
+        let mut out = self.out();
+        let mut cursor = seat.cursor();
+        if page.first > cursor.next {
+            let gap = seat.gap(cursor.next, page.first - 1, pb::GapReason::Trimmed);
+            cursor.next = page.first;
+            let bytes = self.encode(&Sealed::new(gap));
+            out.queue.push_back(bytes);
+        }
+        for frame in &page.frames {
+            self.deliver(&mut out, seat, &mut cursor, frame);
+        }
+        cursor.reading = false;
+        drop(cursor);
+        drop(out);
+        self.mark(seat);
+        self.kick();
+    }
+
+    fn write(&self, out: &mut Out) {
+        loop {
+            if out.queue.is_empty() {
+                self.refill(out);
+            }
+            if out.queue.is_empty() {
+                return self.finish(out);
+            }
+            let Out {
+                socket: Some(socket),
+                waker,
+                queue,
+                written,
+                ..
+            } = out
+            else {
+                return;
+            };
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut count = 0;
+            for (at, bytes) in queue.iter().take(SLICES).enumerate() {
+                let from = if at == 0 { *written } else { 0 };
+                slices[at] = IoSlice::new(&bytes[from..]);
+                count += 1;
+            }
+            let cx = &mut Context::from_waker(waker);
+            match socket.as_mut().poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return self.abandon(out),
+                Poll::Ready(Ok(count)) => {
+                    out.advance(count);
+                    if out.was_blocked {
+                        out.was_blocked = false;
+                        self.alive();
+                    }
+                }
+                Poll::Pending => {
+                    out.blocked = true;
+                    out.was_blocked = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn finish(&self, out: &mut Out) {
+        let Some(end) = &mut out.end else { return };
+        if out.ended {
+            return;
+        }
+        if !end.farewell.is_empty() {
+            let farewell = std::mem::take(&mut end.farewell);
+            out.queue.push_back(farewell);
+            return self.write(out);
+        }
+        let Out {
+            socket: Some(socket),
+            waker,
+            ..
+        } = out
+        else {
+            return;
+        };
+        let cx = &mut Context::from_waker(waker);
+        if socket.as_mut().poll_shutdown(cx).is_pending() {
+            return;
+        }
+        out.ended = true;
+        self.driver.wake();
+    }
+
+    /// The peer cannot be written to: nothing more is.
+    fn abandon(&self, out: &mut Out) {
+        out.socket = None;
+        out.lagging = Vec::new();
+        out.queue = VecDeque::new();
+        out.outbox = VecDeque::new();
+        out.turn = VecDeque::new();
+        out.ended = true;
+        out.blocked = true;
+        self.driver.wake();
+    }
+
+    /// Takes up to a batch of messages into the empty queue: the outbox first, then the seats in turn.
+    fn refill(&self, out: &mut Out) {
+        if out.ended {
+            return;
+        }
+        if !out.outbox.is_empty() {
+            std::mem::swap(&mut out.queue, &mut out.outbox);
+            out.outbox_bytes = 0;
+        }
+        if out.paused || !out.lagging.is_empty() {
+            out.paused = false;
+            self.driver.wake();
+        }
+        out.turn
+            .extend(self.ready.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+        let mut bytes = out.queue.iter().map(Bytes::len).sum::<usize>();
+        while out.queue.len() < BATCH_FRAMES && bytes < BATCH_BYTES {
+            let Some(seat) = out.turn.pop_front() else { break };
+            let before = out.queue.len();
+            // Marked again, it is not put among the ready ones a second time.
+            if self.pull(out, &seat) && seat.mark() {
+                out.turn.push_back(seat);
+            }
+            bytes += out.queue.iter().skip(before).map(Bytes::len).sum::<usize>();
+        }
+        if out.turn.is_empty() && out.turn.capacity() > BATCH_FRAMES {
+            out.turn = VecDeque::new();
+        }
+    }
+
+    /// Takes what one seat's session has for it; whether there may be more.
+    fn pull(&self, out: &mut Out, seat: &Arc<Seat>) -> bool {
+        seat.unmark();
+        let mut cursor = seat.cursor();
+        if cursor.reading || seat.is_vacated() {
+            return false;
+        }
+        let mut found = Found::default();
+        seat.live().find(&mut cursor, seat, &mut found);
+        for frame in &found.notes {
+            out.queue.push_back(self.encode(frame));
+        }
+        if found.behind {
+            cursor.reading = true;
+            drop(cursor);
+            out.lagging.push(Arc::clone(seat));
+            self.driver.wake();
+            return false;
+        }
+        for frame in found.frames() {
+            self.deliver(out, seat, &mut cursor, frame);
+        }
+        found.more
+    }
+
+    fn deliver(&self, out: &mut Out, seat: &Seat, cursor: &mut super::seat::Cursor, frame: &Arc<Sealed>) {
+        let plain = frame.frame();
+        if plain.seq < cursor.next {
+            return;
+        }
+        cursor.next = plain.seq + 1;
+        if seat.sees(plain, cursor) {
+            out.queue.push_back(self.encode(frame));
+        }
+        if plain.last && cursor.answered(&plain.reply_to) {
+            self.answered.store(true, Ordering::SeqCst);
+            self.driver.wake();
+        }
+    }
+
+    fn encode(&self, frame: &Sealed) -> Bytes {
+        match self.form {
+            Form::Json => frame.json(&self.types).clone(),
+            Form::Binary => frame.binary().clone(),
+            Form::Wire => frame.wire(),
+        }
+    }
+
+    /// Answers a control frame, or refuses a frame.
+    pub fn answer(&self, to: &Str, session: &Str, body: Body) {
+        self.push(Frame {
+            session_id: session.clone(),
+            reply_to: to.clone(),
+            body,
+            ..Frame::default()
+        });
+    }
+
+    /// Refuses a frame.
+    pub fn refuse(&self, to: &Str, session: &Str, refusal: &Refusal) {
+        self.answer(to, session, Body::Error(Box::new(refusal.to_pb())));
+    }
+
+    /// Tells the connection something.
+    pub fn tell(&self, session: &Str, control: Control) {
+        self.answer(&Str::EMPTY, session, Body::Control(Box::new(control)));
+    }
+
+    /// Whether it is over.
+    pub fn is_closed(&self) -> bool {
+        self.places().closed
+    }
+
+    /// The connection will hold a request of the session; not if it is over.
+    pub(super) fn hold(&self, live: &Arc<Live>) -> bool {
+        let mut places = self.places();
+        if places.closed {
+            return false;
+        }
+        match places.held.get_mut(live.id()) {
+            Some((_, count)) => *count += 1,
+            None => drop(places.held.insert(live.id().clone(), (Arc::clone(live), 1))),
+        }
+        true
+    }
+
+    /// The connection holds one request of the session less.
+    pub(super) fn let_go(&self, live: &Arc<Live>) {
+        let mut places = self.places();
+        if let Some((_, count)) = places.held.get_mut(live.id()) {
+            *count -= 1;
+            if *count == 0 {
+                places.held.remove(live.id());
+            }
+        }
+    }
+
+    /// Whether a seat of one who only asked has all its answers since this was asked last.
+    pub(super) fn take_answered(&self) -> bool {
+        self.answered.swap(false, Ordering::SeqCst)
+    }
+
+    /// The connection's seat in a session.
+    pub fn seat(&self, session: &str) -> Option<Arc<Seat>> {
+        self.places().seats.get(session).cloned()
+    }
+
+    /// The one session that the connection is in, if it is in exactly one.
+    pub fn only_session(&self) -> Option<Str> {
+        let places = self.places();
+        let mut sessions = places
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.is_member())
+            .map(|(name, _)| name);
+        match (sessions.next(), sessions.next()) {
+            (Some(name), None) => Some(name.clone()),
+            _ => None,
+        }
+    }
+
+    /// How many requests of this connection have not been answered to it yet.
+    pub fn awaits(&self) -> usize {
+        let seats: Vec<_> = self.places().seats.values().cloned().collect();
+        seats.iter().map(|seat| seat.cursor().asked()).sum()
+    }
+}
+
+/// A close frame, whole: RFC 6455 §5.5.1.
+fn close_frame(refusal: Option<&Refusal>) -> Bytes {
+    let code = refusal.map_or(1000, |refusal| refusal.reason.row().close.unwrap_or(1011));
+    let text = refusal.map(ToString::to_string).unwrap_or_default();
+    let text = &text.as_bytes()[..text.floor_char_boundary(123)];
+    let mut frame = vec![0x88, 2 + text.len() as u8];
+    frame.extend_from_slice(&code.to_be_bytes());
+    frame.extend_from_slice(text);
+    frame.into()
+}
+
+impl Out {
+    fn advance(&mut self, mut count: usize) {
+        while let Some(first) = self.queue.front() {
+            let left = first.remaining() - self.written;
+            if count < left {
+                self.written += count;
+                return;
+            }
+            count -= left;
+            self.written = 0;
+            self.queue.pop_front();
+        }
+        if self.queue.capacity() > BATCH_FRAMES {
+            self.queue = VecDeque::new();
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! A live session: the machine, its lock, and what its readers need at hand.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::oneshot;
+
+use super::link::Link;
+use super::seat::{Cursor, Seat};
+use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
+use crate::limits::Limits;
+use crate::session::{Cause, Effect, Session};
+
+/// A session in this process. Its lock is held for moments: no I/O, no encoding, no await under it.
+pub struct Live {
+    id: Str,
+    epoch: Str,
+    shared: Mutex<Shared>,
+}
+
+pub(super) struct Shared {
+    pub session: Session<Arc<Sealed>>,
+    /// The newest frame that may be read.
+    pub committed: u64,
+    tail: VecDeque<Arc<Sealed>>,
+    notes: VecDeque<Note>,
+    next_note: u64,
+    seats: Vec<Arc<Seat>>,
+    audience: Option<Arc<[Arc<Seat>]>>,
+    /// What waits for a commit, in the order of the log.
+    pub pending: VecDeque<Pending>,
+    /// Ends that the log did not take yet.
+    pub unended: Vec<(Str, Cause)>,
+    /// When the timers are to look at this session.
+    pub armed: Option<Instant>,
+    /// Deleted: whoever still holds it must look for the session anew.
+    pub gone: bool,
+    pub last_used: Instant,
+    limits: Arc<Limits>,
+}
+
+/// What happens once a frame is durable.
+pub(super) struct Pending {
+    pub seq: u64,
+    pub effects: Vec<Effect>,
+    pub ack: Option<AckTo>,
+}
+
+/// Who is told that a frame is durable.
+pub(super) enum AckTo {
+    /// A connection, with the entry of its Ack.
+    Link(Arc<Link>, pb::Accepted),
+    /// A call that waits.
+    Call(oneshot::Sender<()>),
+}
+
+/// A frame that is not in the log.
+struct Note {
+    frame: Arc<Sealed>,
+    presence: bool,
+}
+
+const FOUND: usize = 32;
+
+/// What a cursor finds.
+#[derive(Default)]
+pub(super) struct Found {
+    frames: [Option<Arc<Sealed>>; FOUND],
+    /// Frames that are not in the log.
+    pub notes: Vec<Arc<Sealed>>,
+    /// There is more than fits.
+    pub more: bool,
+    /// What is next for the cursor is not at hand any more.
+    pub behind: bool,
+}
+
+impl Found {
+    /// The logged frames, in order.
+    pub fn frames(&self) -> impl Iterator<Item = &Arc<Sealed>> {
+        self.frames.iter().map_while(Option::as_ref)
+    }
+}
+
+/// How many members and requests a frame lists.
+pub const LISTED: usize = 256;
+
+impl Live {
+    pub(super) fn new(id: Str, epoch: Str, limits: Arc<Limits>, now: (Instant, SystemTime)) -> Self {
+        let session = Session::new(id.clone(), epoch.clone(), Arc::clone(&limits), now.1);
+        let shared = Shared {
+            session,
+            committed: 0,
+            tail: VecDeque::new(),
+            notes: VecDeque::new(),
+            next_note: 0,
+            seats: Vec::new(),
+            audience: None,
+            pending: VecDeque::new(),
+            unended: Vec::new(),
+            armed: None,
+            gone: false,
+            last_used: now.0,
+            limits,
+        };
+        Self {
+            id,
+            epoch,
+            shared: Mutex::new(shared),
+        }
+    }
+
+    /// The session's name.
+    pub fn id(&self) -> &Str {
+        &self.id
+    }
+
+    /// The identity of its log's life.
+    pub fn epoch(&self) -> &Str {
+        &self.epoch
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the session has for a cursor.
+    pub(super) fn find(&self, cursor: &mut Cursor, seat: &Seat, found: &mut Found) {
+        let shared = self.lock();
+        shared.find_notes(cursor, seat, found);
+        if cursor.next > shared.committed {
+            return;
+        }
+        let first = shared.session.head() + 1 - shared.tail.len() as u64;
+        if cursor.next < first {
+            found.behind = true;
+            return;
+        }
+        let skip = (cursor.next - first) as usize;
+        let ready = (shared.committed + 1 - first) as usize;
+        let frames = shared.tail.range(skip..ready);
+        found.more = frames.len() > FOUND;
+        for (slot, frame) in found.frames.iter_mut().zip(frames) {
+            *slot = Some(Arc::clone(frame));
+        }
+    }
+
+    /// Lets everybody who reads the session know that there is something new.
+    pub(super) fn notify(&self) {
+        for seat in self.audience().iter() {
+            seat.link().mark(seat);
+            seat.link().kick();
+        }
+    }
+
+    pub(super) fn audience(&self) -> Arc<[Arc<Seat>]> {
+        let mut shared = self.lock();
+        if let Some(audience) = &shared.audience {
+            return Arc::clone(audience);
+        }
+        let audience: Arc<[Arc<Seat>]> = shared.seats.iter().cloned().collect();
+        shared.audience = Some(Arc::clone(&audience));
+        audience
+    }
+}
+
+impl Shared {
+    fn find_notes(&self, cursor: &mut Cursor, seat: &Seat, found: &mut Found) {
+        if cursor.next_note == self.next_note {
+            return;
+        }
+        let first = self.next_note - self.notes.len() as u64;
+        let skip = if cursor.next_note < first {
+            if seat.wants_presence() {
+                found.notes.push(Arc::new(Sealed::new(self.presence_snapshot())));
+            }
+            0
+        } else {
+            (cursor.next_note - first) as usize
+        };
+        for note in self.notes.range(skip..) {
+            if (!note.presence || seat.wants_presence()) && seat.sees(note.frame.frame(), cursor) {
+                found.notes.push(Arc::clone(&note.frame));
+            }
+        }
+        cursor.next_note = self.next_note;
+    }
+
+    /// The newest frame is in the log.
+    pub fn keep(&mut self, frame: Arc<Sealed>) {
+        while self.tail.len() >= self.limits.tail_frames
+            && self.tail.len() as u64 > self.session.head() - self.committed
+        {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(frame);
+        let oldest = self.session.first();
+        while self.session.head() + 1 - (self.tail.len() as u64) < oldest {
+            self.tail.pop_front();
+        }
+    }
+
+    /// A frame for whoever is here now.
+    pub fn note(&mut self, frame: Frame, presence: bool) {
+        if self.seats.is_empty() || (presence && !self.seats.iter().any(|seat| seat.wants_presence())) {
+            return;
+        }
+        if self.notes.len() >= self.limits.ephemeral_frames {
+            self.notes.pop_front();
+        }
+        self.notes.push_back(Note {
+            frame: Arc::new(Sealed::new(frame)),
+            presence,
+        });
+        self.next_note += 1;
+    }
+
+    pub fn next_note(&self) -> u64 {
+        self.next_note
+    }
+
+    pub fn seats(&self) -> &[Arc<Seat>] {
+        &self.seats
+    }
+
+    pub fn sit(&mut self, seat: Arc<Seat>) {
+        if self.seats.is_empty() {
+            self.seats.reserve_exact(1);
+        }
+        self.seats.push(seat);
+        self.audience = None;
+    }
+
+    /// Takes the seat away, if it is still there.
+    pub fn rise(&mut self, key: crate::session::Seat) -> Option<Arc<Seat>> {
+        let at = self.seats.iter().position(|seat| seat.key() == key)?;
+        self.audience = None;
+        let seat = self.seats.swap_remove(at);
+        seat.vacate();
+        if self.seats.is_empty() {
+            self.notes = VecDeque::new();
+        }
+        Some(seat)
+    }
+
+    /// The request's frame, as it is in the log, without looking further than the open ones.
+    pub fn asked_by(&self, request: &str) -> Option<Arc<pb::Address>> {
+        self.session
+            .request(request)
+            .and_then(|frame| frame.frame().from.clone())
+    }
+
+    pub fn member_list(&self) -> Vec<pb::Member> {
+        self.session.members().take(LISTED).map(member).collect()
+    }
+
+    pub fn request_list(&self) -> Vec<pb::OpenRequest> {
+        let open = self.session.open_requests();
+        open.iter()
+            .take(LISTED)
+            .map(|request| pb::OpenRequest {
+                request_id: request.id.to_string(),
+                seq: request.seq,
+                role: request.role.to_string(),
+                from: self.asked_by(request.id).map(|from| (*from).clone()),
+                accepted_at: Some(request.accepted_at.into()),
+                attempt: request.attempt,
+                chunks: request.chunks,
+            })
+            .collect()
+    }
+
+    pub fn describe(&self) -> pb::Session {
+        let session = &self.session;
+        let (created, updated) = session.times();
+        let state = match session.state() {
+            crate::session::State::Open => pb::SessionState::Open,
+            crate::session::State::Closed => pb::SessionState::Closed,
+        };
+        pb::Session {
+            session_id: session.id().to_string(),
+            epoch: session.epoch().to_string(),
+            state: state as i32,
+            metadata: session
+                .metadata()
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            created_at: Some(created.into()),
+            updated_at: Some(updated.into()),
+            head_seq: self.committed,
+            first_seq: session.first(),
+            member_count: session.members().len() as u32,
+            open_request_count: session.open_request_count() as u32,
+            etag: session.revision().to_string(),
+        }
+    }
+
+    fn presence_snapshot(&self) -> Frame {
+        self.presence(pb::Presence {
+            snapshot: true,
+            joined: self.member_list(),
+            ..pb::Presence::default()
+        })
+    }
+
+    /// A presence frame; the count is filled in.
+    pub fn presence(&self, presence: pb::Presence) -> Frame {
+        let presence = pb::Presence {
+            member_count: self.session.members().len() as u32,
+            ..presence
+        };
+        self.control(Control::Presence(presence))
+    }
+
+    /// A control frame about this session.
+    pub fn control(&self, control: Control) -> Frame {
+        Frame {
+            session_id: self.session.id().clone(),
+            body: Body::Control(Box::new(control)),
+            ..Frame::default()
+        }
+    }
+}
+
+/// As frames list members.
+pub(super) fn member(member: &crate::session::Member) -> pb::Member {
+    pb::Member {
+        member_id: member.name.to_string(),
+        role: member.role.to_string(),
+        subject: member.subject.to_string(),
+        joined_at: Some(member.joined_at.into()),
+    }
+}

@@ -1,0 +1,390 @@
+//! Who is where: joining, watching, asking, serving, and going away.
+
+use std::sync::Arc;
+
+use super::Router;
+use super::batch::Batch;
+use super::link::Link;
+use super::live::{self, Live, Shared};
+use super::seat::{Cursor, Placing, Seat, View};
+use crate::error::{Reason, Refusal};
+use crate::frame::{Body, Control, Str, pb};
+use crate::log::{self, Limit, Page, Wait};
+use crate::session::dispatch::Offer;
+use crate::session::{self, Begin, Cause, Start, WorkerKey};
+
+/// What a connection wants to be in a session.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// The member's name; empty for the connection's.
+    pub name: Str,
+    /// Its role.
+    pub role: Str,
+    /// Where it wants to begin.
+    pub start: Start,
+    /// Whether it is told who comes and goes.
+    pub presence: bool,
+    /// `Member` or `Watcher`.
+    pub view: View,
+}
+
+/// What a connection offers as a worker.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// The worker's name; empty for the connection's.
+    pub name: Str,
+    /// The role, the sessions, the number.
+    pub offer: Offer,
+}
+
+/// What is read at once for a seat that has fallen behind.
+const CATCH_UP: Limit = Limit {
+    frames: 256,
+    bytes: 256 << 10,
+};
+
+impl Router {
+    /// Gives the connection a place in the session, and tells it so in answer to the frame `reply_to`.
+    pub fn join(
+        &self,
+        link: &Arc<Link>,
+        session: &Str,
+        joining: Joining,
+        reply_to: &Str,
+        batch: &mut Batch,
+    ) -> Result<(), Refusal> {
+        let before = link.seat(session);
+        self.check_joins(link, before.is_some())?;
+        let (live, _) = self.open(session)?;
+        let address = pb::Address {
+            role: joining.role.to_string(),
+            member_id: joining.name.to_string(),
+            ..pb::Address::default()
+        };
+        let placing = Placing {
+            live: Arc::clone(&live),
+            link: Arc::clone(link),
+            key: session::Seat {
+                connection: link.id(),
+                number: self.next_id(),
+            },
+            view: joining.view,
+            address: Arc::new(address),
+            name: joining.name.clone(),
+            presence: joining.presence,
+        };
+        let mut shared = live.lock();
+        shared.check_here(session)?;
+        let entry = shared.enter(&placing, &joining, batch)?;
+        let cursor = Cursor::at(entry.begin.next, shared.next_note());
+        let seat = Arc::new(Seat::new(placing, cursor));
+        // Marked, it is not written to before its Joined is in the outbox.
+        seat.mark();
+        let old = before.and_then(|before| shared.rise(before.key()));
+        let evicted = entry.replaced.and_then(|key| shared.rise(key));
+        shared.sit(Arc::clone(&seat));
+        let joined = shared.joined(&entry.begin, &joining);
+        drop(shared);
+
+        if let Some(old) = old {
+            seat.cursor().take_asked(&mut old.cursor());
+        }
+        if let Some(evicted) = evicted {
+            let refusal = Refusal::new(
+                Reason::MemberReplaced,
+                format!("another connection joined as {}", joining.name),
+            );
+            dismiss(&evicted, &refusal, batch);
+        }
+        link.places().seats.insert(live.id().clone(), Arc::clone(&seat));
+        link.answer(reply_to, live.id(), Body::Control(Box::new(Control::Joined(joined))));
+        if let Some(from) = entry.begin.void_from {
+            link.push(seat.gap(from, entry.begin.next - 1, pb::GapReason::EpochChanged));
+        }
+        seat.unmark();
+        link.mark(&seat);
+        batch.touch(&live);
+        batch.touch_link(link);
+        tracing::debug!(connection = %link.name(), session = %session, member = %joining.name, role = %joining.role, "joined");
+        Ok(())
+    }
+
+    fn check_joins(&self, link: &Link, is_in: bool) -> Result<(), Refusal> {
+        let limit = self.limits().joins;
+        if !is_in && link.places().seats.len() >= limit {
+            let text = format!("the connection is in {limit} sessions, the most it may be; leave some first");
+            return Err(Refusal::new(Reason::TooManyJoins, text).with("limit", limit.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The connection will wait for the answer to a request that it is about to send. One that is no member gets a seat that
+    /// is shown just that.
+    pub fn expect_answer(&self, link: &Arc<Link>, live: &Arc<Live>, request: &Str) -> Result<(), Refusal> {
+        if let Some(seat) = link.seat(live.id()) {
+            seat.cursor().ask(request.clone());
+            return Ok(());
+        }
+        self.check_joins(link, false)?;
+        let address = pb::Address {
+            member_id: link.name().to_string(),
+            ..pb::Address::default()
+        };
+        let placing = Placing {
+            live: Arc::clone(live),
+            link: Arc::clone(link),
+            key: session::Seat {
+                connection: link.id(),
+                number: self.next_id(),
+            },
+            view: View::Asker,
+            address: Arc::new(address),
+            name: link.name().clone(),
+            presence: false,
+        };
+        let mut shared = live.lock();
+        shared.check_here(live.id())?;
+        let mut cursor = Cursor::at(shared.session.head() + 1, shared.next_note());
+        cursor.ask(request.clone());
+        let seat = Arc::new(Seat::new(placing, cursor));
+        shared.sit(Arc::clone(&seat));
+        drop(shared);
+        link.places().seats.insert(live.id().clone(), seat);
+        Ok(())
+    }
+
+    /// The request was refused: nobody waits for its answer.
+    pub fn expect_no_answer(&self, link: &Arc<Link>, live: &Arc<Live>, request: &Str) {
+        if let Some(seat) = link.seat(live.id()) {
+            seat.cursor().answered(request);
+            self.tidy_seat(link, &seat);
+        }
+    }
+
+    /// Takes away the seats of askers who have all their answers.
+    pub fn tidy(&self, link: &Arc<Link>) {
+        if !link.take_answered() {
+            return;
+        }
+        let seats: Vec<_> = link
+            .places()
+            .seats
+            .values()
+            .filter(|seat| seat.view() == View::Asker)
+            .cloned()
+            .collect();
+        for seat in seats {
+            self.tidy_seat(link, &seat);
+        }
+    }
+
+    fn tidy_seat(&self, link: &Arc<Link>, seat: &Arc<Seat>) {
+        if seat.view() == View::Asker && seat.cursor().asked() == 0 {
+            link.places().seats.remove(seat.live().id());
+            seat.live().lock().rise(seat.key());
+        }
+    }
+
+    /// The connection leaves the session.
+    pub fn leave(&self, link: &Arc<Link>, session: &str, batch: &mut Batch) -> Result<(), Refusal> {
+        let seat = link.seat(session).filter(|seat| seat.is_member()).ok_or_else(|| {
+            Refusal::new(
+                Reason::NotAMember,
+                format!("the connection is not a member of session {session}"),
+            )
+        })?;
+        link.places().seats.remove(session);
+        self.vacate(&seat, batch);
+        Ok(())
+    }
+
+    fn vacate(&self, seat: &Arc<Seat>, batch: &mut Batch) {
+        let live = seat.live();
+        let mut shared = live.lock();
+        shared.rise(seat.key());
+        shared.last_used = batch.now.mono;
+        if let Some(member) = shared.session.leave(seat.name(), seat.key()) {
+            let left = pb::Presence {
+                left: vec![live::member(&member)],
+                ..pb::Presence::default()
+            };
+            let note = shared.presence(left);
+            shared.note(note, true);
+            drop(shared);
+            batch.touch(live);
+        }
+    }
+
+    /// Whether the connection may serve the role: the slot, which tells its roles apart, and what is granted.
+    pub fn grant(&self, link: &Arc<Link>, serving: Serving) -> Result<(u32, Serving), Refusal> {
+        let Serving { name, mut offer } = serving;
+        offer.max_in_flight = offer.max_in_flight.clamp(1, self.limits().max_in_flight);
+        let mut places = link.places();
+        let known = places.serves.iter().position(|(role, ..)| *role == offer.role);
+        let limit = self.limits().roles;
+        if known.is_none() && places.serves.len() >= limit {
+            let text = format!("the connection serves {limit} roles, the most it may");
+            return Err(Refusal::new(Reason::TooManyRoles, text).with("limit", limit.to_string()));
+        }
+        let slot = known.unwrap_or(places.serves.len()) as u32;
+        match known {
+            Some(at) => places.serves[at].1 = name.clone(),
+            None => {
+                let key = WorkerKey {
+                    connection: link.id(),
+                    slot,
+                };
+                places.serves.push((offer.role.detached(), name.clone(), key));
+            }
+        }
+        Ok((slot, Serving { name, offer }))
+    }
+
+    /// The connection serves the role that it was granted from now on.
+    pub fn serve(&self, link: &Arc<Link>, slot: u32, offer: Offer, batch: &mut Batch) {
+        let key = WorkerKey {
+            connection: link.id(),
+            slot,
+        };
+        tracing::info!(connection = %link.name(), role = %offer.role, max_in_flight = offer.max_in_flight, "worker serves");
+        let tickets = self.dispatch().register(key, offer);
+        self.hand_all(tickets, key, batch);
+    }
+
+    /// Reads the log for a seat of the connection that has fallen behind, if there is one.
+    pub fn read_for_lagging(&self, link: &Link) -> Option<(Arc<Seat>, Wait<Page>)> {
+        let seat = link.take_lagging()?;
+        let next = seat.cursor().next;
+        let page = self.inner.log.read(seat.live().id(), next, CATCH_UP);
+        Some((seat, page))
+    }
+
+    /// What was read is there, or cannot be had: then the connection is out of the session, and may join again.
+    pub fn caught_up(&self, seat: &Arc<Seat>, page: Result<Page, log::Error>) {
+        match page {
+            Ok(page) => seat.link().catch_up(seat, &page),
+            Err(error) => {
+                let mut batch = Batch::new(self.now());
+                self.vacate(seat, &mut batch);
+                dismiss(seat, &error.into(), &mut batch);
+                batch.finish(None);
+            }
+        }
+    }
+
+    /// The connection serves nothing any more; what it held is lost.
+    pub fn retire(&self, link: &Arc<Link>, batch: &mut Batch) {
+        let (serves, held) = {
+            let mut places = link.places();
+            (std::mem::take(&mut places.serves), std::mem::take(&mut places.held))
+        };
+        for (role, name, key) in serves {
+            self.dispatch().unregister(key);
+            tracing::info!(connection = %link.name(), worker = %name, %role, "worker gone");
+        }
+        for (live, _) in held.into_values() {
+            let lost = live.lock().session.held_by(link.id());
+            for request in lost {
+                self.end_or_retry(&live, &request, Cause::WorkerLost, batch);
+            }
+        }
+    }
+
+    /// The connection is over.
+    pub fn detach(&self, link: &Arc<Link>) {
+        let mut batch = Batch::new(self.now());
+        link.places().closed = true;
+        self.retire(link, &mut batch);
+        let seats = std::mem::take(&mut link.places().seats);
+        for seat in seats.into_values() {
+            self.vacate(&seat, &mut batch);
+        }
+        if self.links(link.id()).remove(&link.id()).is_some() {
+            self.inner.link_count.send_modify(|count| *count -= 1);
+        }
+        batch.finish(None);
+    }
+}
+
+/// Tells a connection that it is not in the session any more. Its seat was taken away before.
+pub(super) fn dismiss(seat: &Arc<Seat>, refusal: &Refusal, batch: &mut Batch) {
+    let link = seat.link();
+    let mut places = link.places();
+    if places
+        .seats
+        .get(seat.live().id())
+        .is_some_and(|there| there.key() == seat.key())
+    {
+        places.seats.remove(seat.live().id());
+    }
+    drop(places);
+    link.tell(
+        seat.live().id(),
+        Control::Left(pb::Left {
+            error: Some(refusal.to_pb()),
+        }),
+    );
+    batch.touch_link(link);
+}
+
+impl Shared {
+    fn enter(&mut self, placing: &Placing, joining: &Joining, batch: &Batch) -> Result<session::Entry, Refusal> {
+        if joining.view == View::Watcher {
+            return Ok(session::Entry {
+                begin: self.session.begin(&joining.start)?,
+                replaced: None,
+            });
+        }
+        let member = session::Member {
+            name: joining.name.clone(),
+            role: joining.role.clone(),
+            subject: Str::EMPTY,
+            seat: placing.key,
+            joined_at: batch.now.wall,
+        };
+        let listed = live::member(&member);
+        let was = self
+            .seats()
+            .iter()
+            .find(|seat| seat.key().connection == placing.key.connection && seat.is_member());
+        let was = was.map(|seat| (seat.name().clone(), seat.key()));
+        let entry = self.session.join(member, &joining.start)?;
+        let mut left = Vec::new();
+        if let Some((name, key)) = was.filter(|(name, _)| *name != joining.name) {
+            left.extend(self.session.leave(&name, key).map(|member| live::member(&member)));
+        }
+        if entry.replaced.is_none() {
+            let note = self.presence(pb::Presence {
+                joined: vec![listed],
+                left,
+                ..pb::Presence::default()
+            });
+            self.note(note, true);
+        }
+        self.last_used = batch.now.mono;
+        Ok(entry)
+    }
+
+    fn joined(&self, begin: &Begin, joining: &Joining) -> pb::Joined {
+        let member = joining.view == View::Member;
+        pb::Joined {
+            epoch: self.session.epoch().to_string(),
+            head_seq: self.committed,
+            first_seq: self.session.first(),
+            resumed: begin.resumed,
+            member_id: if member {
+                joining.name.to_string()
+            } else {
+                String::new()
+            },
+            role: if member {
+                joining.role.to_string()
+            } else {
+                String::new()
+            },
+            members: self.member_list(),
+            member_count: self.session.members().len() as u32,
+            open_requests: self.request_list(),
+        }
+    }
+}

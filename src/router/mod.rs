@@ -1,0 +1,316 @@
+//! The router: the shell around the session machines. It owns the registry of sessions and their locks, writes the log, wakes
+//! cursors, and carries out what the machines say is to be done.
+//!
+//! Nothing here knows a transport. Every method computes under one lock at a time, and acts after it has let go.
+
+mod batch;
+mod link;
+mod live;
+mod members;
+mod publish;
+mod seat;
+mod sessions;
+mod timers;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+pub use batch::Batch;
+pub use link::{Form, Link, Socket};
+pub use live::Live;
+pub use members::{Joining, Serving};
+pub use publish::{Asked, Sender};
+pub use seat::{Seat, View};
+pub use sessions::{Listing, Query};
+
+use crate::error::{Reason, Refusal};
+use crate::frame::{Str, Types, pb};
+use crate::limits::Limits;
+use crate::log::Log;
+use crate::session::dispatch::Dispatch;
+use crate::session::{ConnectionId, Now};
+
+/// The role that the gateway itself speaks as.
+pub const GATEWAY_ROLE: &str = "gateway";
+/// The role of whoever says nothing of it.
+pub const CLIENT_ROLE: Str = Str::from_static("client");
+
+/// What the router is made of.
+pub struct Parts {
+    /// What peers are held to.
+    pub limits: Limits,
+    /// Where frames are kept.
+    pub log: Arc<dyn Log>,
+    /// The descriptors of typed messages.
+    pub types: Arc<Types>,
+    /// Which frame type goes to which role.
+    pub routes: HashMap<String, String>,
+    /// How long a session that nobody uses is kept.
+    pub idle: Duration,
+}
+
+/// The one router of a gateway. Clones are handles of the same.
+#[derive(Clone)]
+pub struct Router {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    limits: Arc<Limits>,
+    log: Arc<dyn Log>,
+    types: Arc<Types>,
+    routes: HashMap<Str, Str>,
+    idle: Duration,
+    sessions: Vec<Shard>,
+    session_count: AtomicUsize,
+    hasher: RandomState,
+    links: Vec<Mutex<HashMap<ConnectionId, Arc<Link>>>>,
+    link_count: watch::Sender<usize>,
+    dispatch: Mutex<Dispatch>,
+    timers: timers::Timers,
+    gateway: Arc<pb::Address>,
+    next_id: AtomicU64,
+    started: Instant,
+    /// The coarse clock: ticks since the start, moved on by the ticker.
+    tick: Arc<AtomicU32>,
+    draining: AtomicBool,
+}
+
+type Shard = Mutex<HashMap<Str, Arc<Live>>>;
+
+const SHARDS: usize = 64;
+
+impl Router {
+    /// A router without sessions; its timers begin to run.
+    pub fn start(parts: Parts) -> Self {
+        let Parts {
+            limits,
+            log,
+            types,
+            routes,
+            idle,
+        } = parts;
+        let gateway = pb::Address {
+            role: GATEWAY_ROLE.to_owned(),
+            ..pb::Address::default()
+        };
+        let inner = Arc::new(Inner {
+            dispatch: Mutex::new(Dispatch::new(limits.waiting)),
+            limits: Arc::new(limits),
+            log,
+            types,
+            routes: routes
+                .into_iter()
+                .map(|(kind, role)| (Str::from(kind), Str::from(role)))
+                .collect(),
+            idle,
+            sessions: (0..SHARDS).map(|_| Shard::default()).collect(),
+            session_count: AtomicUsize::new(0),
+            hasher: RandomState::new(),
+            links: (0..timers::WHEEL).map(|_| Mutex::default()).collect(),
+            link_count: watch::Sender::new(0),
+            timers: timers::Timers::default(),
+            gateway: Arc::new(gateway),
+            next_id: AtomicU64::new(1),
+            started: clock().mono,
+            tick: Arc::new(AtomicU32::new(0)),
+            draining: AtomicBool::new(false),
+        });
+        let router = Self { inner };
+        timers::start(&router);
+        router
+    }
+
+    /// What peers are held to.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// The descriptors of typed messages.
+    pub fn types(&self) -> &Arc<Types> {
+        &self.inner.types
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Now {
+        clock()
+    }
+
+    /// A number that no other thing of this process has.
+    pub fn next_id(&self) -> u64 {
+        self.inner.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn tick(&self) -> u32 {
+        self.inner.tick.load(Ordering::Relaxed)
+    }
+
+    fn clock(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.inner.tick)
+    }
+
+    /// The role that frames of this type go to, where nothing else is said.
+    pub fn route(&self, kind: &str) -> Option<&Str> {
+        self.inner.routes.get(kind)
+    }
+
+    /// Whether new requests are refused.
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Relaxed)
+    }
+
+    fn shard(&self, session: &str) -> MutexGuard<'_, HashMap<Str, Arc<Live>>> {
+        let at = self.inner.hasher.hash_one(session) as usize % SHARDS;
+        self.inner.sessions[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dispatch(&self) -> MutexGuard<'_, Dispatch> {
+        self.inner.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session, if there is one.
+    pub fn find(&self, session: &str) -> Result<Arc<Live>, Refusal> {
+        let found = self.shard(session).get(session).cloned();
+        found.ok_or_else(|| {
+            Refusal::new(
+                Reason::SessionNotFound,
+                format!("there is no session {session}; join it or create it first"),
+            )
+        })
+    }
+
+    /// The session, which comes into being if need be; and whether it did.
+    pub fn open(&self, session: &Str) -> Result<(Arc<Live>, bool), Refusal> {
+        let mut shard = self.shard(session);
+        if let Some(live) = shard.get(session) {
+            return Ok((Arc::clone(live), false));
+        }
+        let limit = self.inner.limits.sessions;
+        if self.inner.session_count.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::new(
+                Reason::TooManySessions,
+                format!("the gateway has {limit} sessions, the most it may have"),
+            )
+            .with("limit", limit.to_string()));
+        }
+        let now = self.now();
+        let id = session.detached();
+        let live = Arc::new(Live::new(
+            id.clone(),
+            random_name(),
+            Arc::clone(&self.inner.limits),
+            (now.mono, now.wall),
+        ));
+        shard.insert(id, Arc::clone(&live));
+        drop(shard);
+        tracing::info!(session = %session, epoch = %live.epoch(), "session opened");
+        Ok((live, true))
+    }
+
+    fn links(&self, id: ConnectionId) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Link>>> {
+        let at = id.0 as usize % self.inner.links.len();
+        self.inner.links[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self, id: ConnectionId) -> Option<Arc<Link>> {
+        self.links(id).get(&id).cloned()
+    }
+
+    /// Lets a connection in, if there may be one more. With a socket, it is written to; without, `Link::poll_take` gives out
+    /// what there is for it.
+    pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Result<Arc<Link>, Refusal> {
+        let limit = self.inner.limits.connections;
+        let mut admitted = false;
+        self.inner.link_count.send_modify(|count| {
+            admitted = *count < limit;
+            *count += usize::from(admitted);
+        });
+        if !admitted {
+            return Err(Refusal::new(
+                Reason::TooManyConnections,
+                format!("the gateway has {limit} connections, the most it may have"),
+            )
+            .with("limit", limit.to_string()));
+        }
+        let link = Arc::new(Link::new(self, form, socket));
+        link.alive();
+        self.links(link.id()).insert(link.id(), Arc::clone(&link));
+        Ok(link)
+    }
+
+    /// All connections.
+    pub fn all_links(&self) -> Vec<Arc<Link>> {
+        let shards = self.inner.links.iter();
+        shards
+            .flat_map(|shard| {
+                shard
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .values()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// How many connections there are, as it changes.
+    pub fn link_count(&self) -> watch::Receiver<usize> {
+        self.inner.link_count.subscribe()
+    }
+
+    /// How many sessions there are.
+    pub fn session_count(&self) -> usize {
+        self.inner.session_count.load(Ordering::Relaxed)
+    }
+
+    fn all_sessions(&self) -> Vec<Arc<Live>> {
+        let shards = self.inner.sessions.iter();
+        shards
+            .flat_map(|shard| {
+                shard
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .values()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// What is wrong with the gateway, if anything is.
+    pub fn check(&self) -> Result<(), String> {
+        self.inner.log.check().map_err(|error| Refusal::from(error).message)?;
+        let tick = Duration::from_secs_f64(f64::from(self.tick()) * timers::tick(&self.inner.limits).as_secs_f64());
+        let behind = self.inner.started.elapsed().saturating_sub(tick);
+        if behind > timers::LATE {
+            return Err(format!(
+                "the timers are {} s behind: the process gets too little time",
+                behind.as_secs()
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "here the shell asks")]
+fn clock() -> Now {
+    Now {
+        mono: Instant::now(),
+        wall: SystemTime::now(),
+    }
+}
+
+/// Sixteen hexadecimal digits that nobody can guess.
+#[allow(clippy::disallowed_methods, reason = "here the shell asks")]
+pub fn random_name() -> Str {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("the system must have random numbers");
+    Str::from(format!("{:016x}", u64::from_le_bytes(bytes)))
+}

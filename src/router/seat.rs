@@ -1,0 +1,219 @@
+//! A seat: one connection's place in one session, with its cursor.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::link::Link;
+use super::live::Live;
+use crate::frame::{Body, Control, Frame, Str, pb};
+use crate::session;
+
+/// What of a session's frames a seat is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// A member: all that is for it.
+    Member,
+    /// A watcher, who is no member: all that is for everybody.
+    Watcher,
+    /// One who asked without joining: the replies to what it asked.
+    Asker,
+}
+
+/// One connection's place in one session.
+pub struct Seat {
+    live: Arc<Live>,
+    link: Arc<Link>,
+    key: session::Seat,
+    view: View,
+    address: Arc<pb::Address>,
+    name: Str,
+    presence: bool,
+    marked: AtomicBool,
+    vacated: AtomicBool,
+    /// May be held when the session's lock is taken, never the other way round.
+    cursor: Mutex<Cursor>,
+}
+
+/// How far a seat has been sent.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    /// The next seq.
+    pub next: u64,
+    /// The next of the frames that are not in the log.
+    pub next_note: u64,
+    /// The log is being read for it.
+    pub reading: bool,
+    asked: Vec<Str>,
+}
+
+impl Cursor {
+    /// A cursor that begins here.
+    pub fn at(next: u64, next_note: u64) -> Self {
+        Self {
+            next,
+            next_note,
+            ..Self::default()
+        }
+    }
+
+    /// The connection asked this, and waits for the answer.
+    pub fn ask(&mut self, request: Str) {
+        self.asked.push(request);
+    }
+
+    /// The answer was handed over; whether it had been waited for.
+    pub fn answered(&mut self, request: &str) -> bool {
+        let before = self.asked.len();
+        self.asked.retain(|asked| asked != request);
+        self.asked.len() != before
+    }
+
+    /// Takes over what an earlier place of the same connection waits for.
+    pub fn take_asked(&mut self, old: &mut Cursor) {
+        self.asked.append(&mut old.asked);
+    }
+
+    /// How many answers are waited for.
+    pub fn asked(&self) -> usize {
+        self.asked.len()
+    }
+}
+
+/// What a new seat is made of.
+pub struct Placing {
+    /// The session.
+    pub live: Arc<Live>,
+    /// The connection.
+    pub link: Arc<Link>,
+    /// Tells the place from earlier ones.
+    pub key: session::Seat,
+    /// What it is shown.
+    pub view: View,
+    /// Who it is.
+    pub address: Arc<pb::Address>,
+    /// Its member's name.
+    pub name: Str,
+    /// Whether it is told who comes and goes.
+    pub presence: bool,
+}
+
+impl Seat {
+    /// A new seat, whose cursor begins as said.
+    pub fn new(placing: Placing, cursor: Cursor) -> Self {
+        let Placing {
+            live,
+            link,
+            key,
+            view,
+            address,
+            name,
+            presence,
+        } = placing;
+        Self {
+            live,
+            link,
+            key,
+            view,
+            address,
+            name,
+            presence,
+            marked: AtomicBool::new(false),
+            vacated: AtomicBool::new(false),
+            cursor: Mutex::new(cursor),
+        }
+    }
+
+    /// Its session.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Its connection.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Its place in the session.
+    pub fn key(&self) -> session::Seat {
+        self.key
+    }
+
+    /// What `from` says of frames that come from here.
+    pub fn address(&self) -> &Arc<pb::Address> {
+        &self.address
+    }
+
+    /// The member's name.
+    pub fn name(&self) -> &Str {
+        &self.name
+    }
+
+    /// Whether it is told who comes and goes.
+    pub fn wants_presence(&self) -> bool {
+        self.presence
+    }
+
+    /// Whether its connection is a member by it.
+    pub fn is_member(&self) -> bool {
+        self.view == View::Member
+    }
+
+    /// What it is shown.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    pub(super) fn cursor(&self) -> MutexGuard<'_, Cursor> {
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is something new; whether that was not known before.
+    pub(super) fn mark(&self) -> bool {
+        !self.marked.swap(true, Ordering::SeqCst)
+    }
+
+    pub(super) fn unmark(&self) {
+        self.marked.store(false, Ordering::SeqCst);
+    }
+
+    /// The seat was left: nothing more is sent to it.
+    pub(super) fn vacate(&self) {
+        self.vacated.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_vacated(&self) -> bool {
+        self.vacated.load(Ordering::SeqCst)
+    }
+
+    /// Whether a frame is for this seat.
+    pub fn sees(&self, frame: &Frame, cursor: &Cursor) -> bool {
+        match self.view {
+            View::Asker => cursor.asked.contains(&frame.reply_to),
+            View::Member => frame.to.as_deref().is_none_or(|to| self.is_for(to, frame)),
+            View::Watcher => frame.to.as_deref().is_none_or(|to| to.member_id.is_empty()),
+        }
+    }
+
+    fn is_for(&self, to: &pb::Address, frame: &Frame) -> bool {
+        let sent = || frame.from.as_deref().is_some_and(|from| from.member_id == *self.name);
+        if !to.member_id.is_empty() {
+            return to.member_id == *self.name || sent();
+        }
+        !to.multicast || to.role == self.address.role || sent()
+    }
+
+    /// The frame that tells of a hole.
+    pub(super) fn gap(&self, from: u64, to: u64, reason: pb::GapReason) -> Frame {
+        let gap = pb::Gap {
+            from_seq: from,
+            to_seq: to,
+            reason: reason as i32,
+            epoch: self.live.epoch().to_string(),
+        };
+        Frame {
+            session_id: self.live.id().clone(),
+            body: Body::Control(Box::new(Control::Gap(gap))),
+            ..Frame::default()
+        }
+    }
+}

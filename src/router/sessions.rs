@@ -1,0 +1,301 @@
+//! Sessions as things that are made, listed, read, changed and removed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use super::Router;
+use super::batch::Batch;
+use super::live::Live;
+use super::members::dismiss;
+use crate::error::{Reason, Refusal};
+use crate::frame::{Control, Frame, Sealed, Str, pb};
+use crate::log::Limit;
+use crate::session::Cause;
+
+/// Which frames of a log are wanted.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Only later ones.
+    pub after: u64,
+    /// Only earlier ones.
+    pub before: u64,
+    /// Only at this time or later.
+    pub since: Option<SystemTime>,
+    /// Only before this time.
+    pub until: Option<SystemTime>,
+    /// Only of these types, unless there are none.
+    pub types: Vec<String>,
+    /// The newest first.
+    pub newest_first: bool,
+    /// How many at most.
+    pub count: usize,
+}
+
+/// The frames that were found.
+#[derive(Debug)]
+pub struct Listing {
+    /// In the order that was asked for.
+    pub frames: Vec<Arc<Sealed>>,
+    /// Where to go on, if there may be more: `after`, or `before`, of the next query.
+    pub next: Option<u64>,
+    /// The log's epoch, newest and oldest seq.
+    pub epoch: Str,
+    /// The newest frame that there is.
+    pub head: u64,
+    /// The oldest frame that there is.
+    pub first: u64,
+}
+
+/// Frames that one call looks through.
+const LOOKED_THROUGH: usize = 10_000;
+/// Bytes of frames that one call returns.
+const LISTED_BYTES: usize = 1 << 20;
+
+impl Router {
+    /// Makes a session.
+    pub fn create(&self, id: &Str, metadata: Vec<(String, String)>) -> Result<pb::Session, Refusal> {
+        let (live, new) = self.open(id)?;
+        if !new {
+            return Err(Refusal::new(
+                Reason::SessionExists,
+                format!("there is a session {id} already"),
+            ));
+        }
+        let mut shared = live.lock();
+        shared.session.update(metadata, &[], self.now().wall);
+        Ok(shared.describe())
+    }
+
+    /// What there is to say about a session.
+    pub fn describe(&self, id: &str) -> Result<pb::Session, Refusal> {
+        Ok(self.find(id)?.lock().describe())
+    }
+
+    /// The sessions after a name, in the order of their names, that the test lets through; and whether there are more.
+    pub fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        count: usize,
+        wanted: impl Fn(&pb::Session) -> bool,
+    ) -> (Vec<pb::Session>, bool) {
+        let mut lives = self.all_sessions();
+        lives.retain(|live| live.id().starts_with(prefix) && live.id().as_str() > after);
+        lives.sort_unstable_by(|one, other| one.id().cmp(other.id()));
+        let mut wanted = lives.iter().map(|live| live.lock().describe()).filter(wanted);
+        let page = wanted.by_ref().take(count).collect();
+        (page, wanted.next().is_some())
+    }
+
+    /// Changes a session's metadata.
+    pub fn update(
+        &self,
+        id: &str,
+        set: Vec<(String, String)>,
+        unset: &[String],
+        etag: &str,
+        check: impl Fn(&pb::Session) -> Result<(), Refusal>,
+    ) -> Result<pb::Session, Refusal> {
+        let live = self.find(id)?;
+        let mut batch = Batch::new(self.now());
+        let mut shared = live.lock();
+        shared.check_here(live.id())?;
+        let now = shared.describe();
+        if !etag.is_empty() && etag != now.etag {
+            return Err(Refusal::new(
+                Reason::EtagMismatch,
+                format!("the session's etag is {}, not {etag}", now.etag),
+            )
+            .with("etag", now.etag));
+        }
+        let mut wanted = now;
+        wanted.metadata.extend(set.iter().cloned());
+        wanted.metadata.retain(|key, _| !unset.contains(key));
+        check(&wanted)?;
+        shared.session.update(set, unset, batch.now.wall);
+        let changed = shared.tell_changed();
+        drop(shared);
+        batch.touch(&live);
+        batch.finish(None);
+        Ok(changed)
+    }
+
+    /// Closes a session: its open requests end, and nothing more is written to it.
+    pub fn close(&self, id: &str, reason: &str) -> Result<pb::Session, Refusal> {
+        let live = self.find(id)?;
+        let mut batch = Batch::new(self.now());
+        loop {
+            let open: Vec<Str> = live
+                .lock()
+                .session
+                .open_requests()
+                .into_iter()
+                .map(|request| request.id.clone())
+                .collect();
+            for request in &open {
+                match self.end(&live, request, Cause::SessionClosed, reason, &mut batch) {
+                    Err(refusal) if refusal.reason != Reason::RequestEnded => {
+                        batch.finish(None);
+                        return Err(refusal);
+                    }
+                    _ => {}
+                }
+            }
+            let mut shared = live.lock();
+            shared.check_here(live.id())?;
+            if shared.session.open_request_count() > 0 {
+                // One came in between.
+                continue;
+            }
+            let was = shared.session.state();
+            shared.session.close(batch.now.wall);
+            let changed = if was == shared.session.state() {
+                shared.describe()
+            } else {
+                shared.tell_changed()
+            };
+            drop(shared);
+            batch.touch(&live);
+            batch.finish(None);
+            tracing::info!(session = id, "session closed");
+            return Ok(changed);
+        }
+    }
+
+    /// Removes a session with all that it holds.
+    pub fn delete(&self, id: &str) -> Result<(), Refusal> {
+        let live = self.find(id)?;
+        self.evict(
+            &live,
+            &Refusal::new(Reason::SessionDeleted, format!("session {id} was deleted")),
+        );
+        tracing::info!(session = id, "session deleted");
+        Ok(())
+    }
+
+    /// Takes a session out of the registry and the log, and everybody out of the session.
+    pub(super) fn evict(&self, live: &Arc<Live>, refusal: &Refusal) {
+        let mut batch = Batch::new(self.now());
+        let mut shard = self.shard(live.id());
+        if !shard.get(live.id()).is_some_and(|there| Arc::ptr_eq(there, live)) {
+            return;
+        }
+        shard.remove(live.id());
+        self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
+        let mut shared = live.lock();
+        shared.gone = true;
+        let mut effects = Vec::new();
+        let open: Vec<Str> = shared
+            .session
+            .open_requests()
+            .into_iter()
+            .map(|request| request.id.clone())
+            .collect();
+        for request in open {
+            effects.extend(shared.session.abandon(&request, Cause::SessionDeleted));
+        }
+        let seats: Vec<_> = shared.seats().to_vec();
+        for seat in &seats {
+            shared.rise(seat.key());
+        }
+        drop(shared);
+        self.inner.log.delete(live.id());
+        drop(shard);
+        for seat in &seats {
+            dismiss(seat, refusal, &mut batch);
+        }
+        self.carry_out(live, effects, &mut batch);
+        batch.finish(None);
+    }
+
+    /// Reads a log.
+    pub async fn frames(&self, id: &str, epoch: &str, query: &Query) -> Result<Listing, Refusal> {
+        let live = self.find(id)?;
+        let (committed, first) = {
+            let shared = live.lock();
+            (shared.committed, shared.session.first())
+        };
+        if !epoch.is_empty() && *live.epoch() != *epoch {
+            return Err(Refusal::new(
+                Reason::EpochChanged,
+                "the session's log was begun anew since the page token was made",
+            ));
+        }
+        let mut listing = Listing {
+            frames: Vec::new(),
+            next: None,
+            epoch: live.epoch().clone(),
+            head: committed,
+            first,
+        };
+        let end = if query.before == 0 {
+            committed + 1
+        } else {
+            query.before.min(committed + 1)
+        };
+        let mut bounds = (query.after.saturating_add(1).max(first), end);
+        let mut looked = 0;
+        let mut bytes = 0;
+        while bounds.0 < bounds.1 {
+            if listing.frames.len() >= query.count || looked >= LOOKED_THROUGH || bytes >= LISTED_BYTES {
+                listing.next = Some(if query.newest_first { bounds.1 } else { bounds.0 - 1 });
+                break;
+            }
+            let limit = Limit {
+                frames: 256,
+                bytes: LISTED_BYTES,
+            };
+            let mut page = match query.newest_first {
+                true => self.inner.log.read_back(live.id(), bounds.1 - 1, limit).await?.frames,
+                false => self.inner.log.read(live.id(), bounds.0, limit).await?.frames,
+            };
+            page.retain(|frame| (bounds.0..bounds.1).contains(&frame.frame().seq));
+            if page.is_empty() {
+                break;
+            }
+            if query.newest_first {
+                page.reverse();
+            }
+            for frame in page {
+                if listing.frames.len() >= query.count || bytes >= LISTED_BYTES {
+                    break;
+                }
+                looked += 1;
+                let seq = frame.frame().seq;
+                match query.newest_first {
+                    true => bounds.1 = seq,
+                    false => bounds.0 = seq + 1,
+                }
+                if query.wants(frame.frame()) {
+                    bytes += frame.size();
+                    listing.frames.push(frame);
+                }
+            }
+        }
+        Ok(listing)
+    }
+}
+
+impl Query {
+    fn wants(&self, frame: &Frame) -> bool {
+        let time = frame.timestamp.and_then(|time| SystemTime::try_from(time).ok());
+        let private = frame.to.as_deref().is_some_and(|to| !to.member_id.is_empty());
+        !private
+            && self.since.is_none_or(|since| time.is_some_and(|time| time >= since))
+            && self.until.is_none_or(|until| time.is_some_and(|time| time < until))
+            && (self.types.is_empty() || self.types.iter().any(|wanted| frame.r#type == wanted.as_str()))
+    }
+}
+
+impl super::live::Shared {
+    /// Tells the members what the session is like now.
+    fn tell_changed(&mut self) -> pb::Session {
+        let session = self.describe();
+        let frame = self.control(Control::SessionChanged(pb::SessionChanged {
+            session: Some(session.clone()),
+        }));
+        self.note(frame, false);
+        session
+    }
+}

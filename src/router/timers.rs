@@ -1,0 +1,236 @@
+//! Time: the deadlines of requests, the coarse clock, heartbeats, and the removal of sessions that nobody uses.
+//!
+//! Sessions with deadlines are in one table; one task sleeps until the first of them. One ticker moves the coarse clock and
+//! looks at one spoke of the wheel of connections each tick, so that each is looked at once a heartbeat.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+
+use super::batch::Batch;
+use super::link::{Form, Link};
+use super::live::{Live, Shared};
+use super::{Inner, Router};
+use crate::error::{Reason, Refusal};
+use crate::limits::Limits;
+use crate::session::{Cause, Due};
+
+/// Spokes of the wheel of connections.
+pub(super) const WHEEL: usize = 32;
+/// How far the ticker may be behind before the gateway calls itself unwell.
+pub(super) const LATE: Duration = Duration::from_secs(10);
+/// How soon an end that the log refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// A ping, whole: RFC 6455 §5.5.2.
+const PING: Bytes = Bytes::from_static(&[0x89, 0]);
+
+/// The table of sessions with deadlines.
+#[derive(Default)]
+pub(super) struct Timers {
+    table: Mutex<BTreeMap<(Instant, u64), Weak<Live>>>,
+    earlier: Notify,
+}
+
+impl Timers {
+    fn add(&self, at: Instant, number: u64, live: &Arc<Live>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = table.keys().next().is_none_or(|(first, _)| at < *first);
+        table.insert((at, number), Arc::downgrade(live));
+        drop(table);
+        if first {
+            self.earlier.notify_one();
+        }
+    }
+
+    fn take_due(&self, now: Instant) -> (Vec<Arc<Live>>, Option<Instant>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let later = table.split_off(&(now, u64::MAX));
+        let due = std::mem::replace(&mut *table, later);
+        let next = table.keys().next().map(|(at, _)| *at);
+        (due.into_values().filter_map(|live| live.upgrade()).collect(), next)
+    }
+}
+
+/// How long a tick is.
+pub(super) fn tick(limits: &Limits) -> Duration {
+    (limits.heartbeat / WHEEL as u32).max(Duration::from_millis(10))
+}
+
+/// Starts the two tasks, which end when the router is dropped.
+pub(super) fn start(router: &Router) {
+    tokio::spawn(deadlines(Arc::downgrade(&router.inner)));
+    tokio::spawn(ticker(Arc::downgrade(&router.inner), tick(&router.inner.limits)));
+}
+
+async fn deadlines(inner: Weak<Inner>) {
+    while let Some(inner) = inner.upgrade() {
+        let router = Router { inner };
+        let (due, next) = router.inner.timers.take_due(router.now().mono);
+        for live in due {
+            router.expire(&live);
+        }
+        let wait = next.map_or(LATE, |next| next.saturating_duration_since(router.now().mono).min(LATE));
+        let earlier = router.inner.timers.earlier.notified();
+        tokio::select! {
+            () = earlier => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn ticker(inner: Weak<Inner>, period: Duration) {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    loop {
+        interval.tick().await;
+        let Some(inner) = inner.upgrade() else { return };
+        let router = Router { inner };
+        let tick = router.inner.tick.fetch_add(1, Ordering::Relaxed) + 1;
+        router.feel_pulse(tick);
+        if (tick as usize).is_multiple_of(WHEEL) {
+            router.sweep();
+        }
+    }
+}
+
+impl Router {
+    /// Sees to it that the timers look at the session when it has a deadline.
+    pub(super) fn arm(&self, live: &Arc<Live>, shared: &mut Shared) {
+        let retry = (!shared.unended.is_empty()).then(|| self.now().mono + RETRY);
+        let Some(at) = shared.session.deadline().into_iter().chain(retry).min() else {
+            return;
+        };
+        if shared.armed.is_none_or(|armed| at < armed) {
+            shared.armed = Some(at);
+            self.inner.timers.add(at, self.next_id(), live);
+        }
+    }
+
+    fn expire(&self, live: &Arc<Live>) {
+        let mut batch = Batch::new(self.now());
+        let mut shared = live.lock();
+        if shared.gone {
+            return;
+        }
+        shared.armed = None;
+        let due = shared.session.due(batch.now.mono);
+        let unended = std::mem::take(&mut shared.unended);
+        drop(shared);
+        for (request, cause) in unended {
+            self.end_or_retry(live, &request, cause, &mut batch);
+        }
+        for (request, due) in due {
+            let cause = match due {
+                Due::Total => Cause::TotalTimeout,
+                Due::Accept => self.why_unaccepted(live, &request),
+            };
+            self.end_or_retry(live, &request, cause, &mut batch);
+        }
+        let mut shared = live.lock();
+        self.arm(live, &mut shared);
+        drop(shared);
+        batch.finish(None);
+    }
+
+    fn why_unaccepted(&self, live: &Live, request: &str) -> Cause {
+        let role = live
+            .lock()
+            .session
+            .open_requests()
+            .into_iter()
+            .find(|open| *open.id == *request)
+            .map(|open| open.role.clone());
+        match role {
+            Some(role) if self.dispatch().is_served(&role, live.id()) => Cause::AcceptTimeout,
+            _ => Cause::NoWorker,
+        }
+    }
+
+    /// Asks for life where there was none for a heartbeat, and ends what showed none for two.
+    fn feel_pulse(&self, tick: u32) {
+        let spoke = tick as usize % WHEEL;
+        let links: Vec<Arc<Link>> = {
+            let links = self.inner.links[spoke].lock().unwrap_or_else(PoisonError::into_inner);
+            links.values().cloned().collect()
+        };
+        for link in links {
+            let quiet = tick.saturating_sub(link.last_alive()) as usize;
+            if link.form() == Form::Wire || quiet < WHEEL {
+                // gRPC connections have their pulse felt by HTTP/2.
+                continue;
+            }
+            if quiet >= 2 * WHEEL {
+                tracing::info!(connection = %link.name(), "no life for two heartbeats; disconnected");
+                let text = "no life for two heartbeat intervals; connect again and resume";
+                link.cut(Some(Refusal::new(Reason::HeartbeatTimeout, text)));
+            } else {
+                link.push_first(PING);
+                link.kick();
+            }
+        }
+    }
+
+    /// Removes sessions that nobody has used for long.
+    fn sweep(&self) {
+        let now = self.now().mono;
+        for live in self.all_sessions() {
+            let shared = live.lock();
+            let idle = shared.seats().is_empty()
+                && shared.session.open_request_count() == 0
+                && now.saturating_duration_since(shared.last_used) > self.inner.idle;
+            drop(shared);
+            if idle {
+                self.evict(
+                    &live,
+                    &Refusal::new(Reason::SessionDeleted, "the session was not used for long"),
+                );
+                tracing::info!(session = %live.id(), "idle session removed");
+            }
+        }
+    }
+
+    /// Refuses new requests from now on, and tells every connection that it will be ended.
+    pub fn drain(&self, grace: Duration) {
+        self.inner.draining.store(true, Ordering::Relaxed);
+        for link in self.all_links() {
+            link.go_away(grace);
+        }
+    }
+
+    /// How many requests are open.
+    pub fn open_requests(&self) -> usize {
+        self.all_sessions()
+            .iter()
+            .map(|live| live.lock().session.open_request_count())
+            .sum()
+    }
+
+    /// Ends what is still open, and all connections.
+    pub fn shut_down(&self) {
+        let mut batch = Batch::new(self.now());
+        for live in self.all_sessions() {
+            let open: Vec<_> = live
+                .lock()
+                .session
+                .open_requests()
+                .into_iter()
+                .map(|request| request.id.clone())
+                .collect();
+            for request in open {
+                self.end_or_retry(&live, &request, Cause::Shutdown, &mut batch);
+            }
+        }
+        batch.finish(None);
+        for link in self.all_links() {
+            link.end(Some(Refusal::new(
+                Reason::Shutdown,
+                "the gateway stopped; connect again",
+            )));
+        }
+    }
+}

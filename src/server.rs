@@ -1,0 +1,259 @@
+//! The server: it binds, it runs, it drains. One port for everything.
+//!
+//! `bind` checks what can be checked and knows the address; `run` serves until its future ends, and returns after the drain.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router as HttpRouter;
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tonic_health::server::HealthReporter;
+use tower_service::Service;
+
+use crate::config::Config;
+use crate::frame::pb::sessions_server::SessionsServer;
+use crate::frame::{DESCRIPTORS, Types};
+use crate::limits::Limits;
+use crate::log::{Log, Memory};
+use crate::router::{Parts, Router};
+use crate::transport::grpc::stub::gateway_server::GatewayServer;
+use crate::transport::{grpc, http as plain};
+
+/// Why a server cannot start or go on.
+#[derive(Debug)]
+pub struct Error(String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A gateway that has its port, and does not serve yet.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    router: Router,
+    grace: Duration,
+}
+
+impl Server {
+    /// Takes the port, and makes all that is needed to serve.
+    pub async fn bind(config: Config) -> Result<Self, Error> {
+        let log = Arc::new(Memory::new(config.retention));
+        Self::bind_with(config, log).await
+    }
+
+    /// The same with a log of the caller's.
+    pub async fn bind_with(config: Config, log: Arc<dyn Log>) -> Result<Self, Error> {
+        let types = Types::load(&config.descriptors).map_err(Error)?;
+        let unbound = |error| {
+            Error(format!(
+                "cannot listen on {}: {error}; choose another address with --listen",
+                config.listen
+            ))
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
+        let address = listener.local_addr().map_err(unbound)?;
+        let router = Router::start(Parts {
+            limits: config.limits,
+            log,
+            types: Arc::new(types),
+            routes: config.routes.into_iter().collect(),
+            idle: config.idle,
+        });
+        Ok(Self {
+            listener,
+            address,
+            router,
+            grace: config.drain_grace,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The router, for those who run a gateway within their own process.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// Serves until `shutdown` ends, then drains: takes no new connections, tells everybody, lets open requests finish for as
+    /// long as the configuration says, ends what is left, and returns.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+        let (health, services) = services(&self.router).await?;
+        tracing::info!(address = %self.address, "listening");
+        let (closing, closed) = watch::channel(false);
+        let accept = accept(&self.listener, &self.router, services, closed);
+        tokio::select! {
+            () = accept => {}
+            () = shutdown => {}
+        }
+        drop(self.listener);
+        drain(&self.router, &health, self.grace).await;
+        // Idle HTTP connections end by this; those of members have ended.
+        closing.send_replace(true);
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error> {
+    let limit = router.limits().frame_bytes;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<GatewayServer<grpc::Attach>>().await;
+    health.set_serving::<SessionsServer<grpc::Calls>>().await;
+    let unreflected =
+        |error: tonic_reflection::server::Error| Error(format!("the compiled-in descriptors do not work: {error}"));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // A call's message holds a frame and a little more.
+    let call_limit = limit + (64 << 10);
+    let grpc =
+        tonic::service::Routes::new(GatewayServer::new(grpc::Attach::new(router)).max_decoding_message_size(limit))
+            .add_service(SessionsServer::new(grpc::Calls::new(router)).max_decoding_message_size(call_limit))
+            .add_service(health_service)
+            .add_service(reflection().build_v1().map_err(unreflected)?)
+            .add_service(reflection().build_v1alpha().map_err(unreflected)?)
+            .into_axum_router()
+            .layer(tonic_web::GrpcWebLayer::new());
+    // Added after the layer, which answers 400 to all HTTP/1 that is not gRPC-Web.
+    let all = grpc.merge(plain::routes(router)).fallback(plain::not_found);
+    Ok((health, all))
+}
+
+async fn accept(listener: &TcpListener, router: &Router, services: HttpRouter, closed: watch::Receiver<bool>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let serving = serve(stream, peer, router.limits().clone(), services.clone(), closed.clone());
+                tokio::spawn(serving);
+            }
+            Err(error) => {
+                // Out of file descriptors, or a peer that was too quick: neither ends the gateway.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Serves one TCP connection: HTTP/1.1 or HTTP/2, as it turns out.
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    limits: Limits,
+    services: HttpRouter,
+    mut closed: watch::Receiver<bool>,
+) {
+    // Without it, small messages wait for the peer's delayed acknowledgements.
+    if let Err(error) = stream.set_nodelay(true) {
+        return tracing::debug!(%peer, %error, "the peer is gone already");
+    }
+    let asked = Arc::new(AtomicBool::new(false));
+    let service = TowerToHyperService::new(Asked {
+        inner: services,
+        asked: Arc::clone(&asked),
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.handshake);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .max_concurrent_streams(256)
+        .keep_alive_interval(limits.heartbeat)
+        .keep_alive_timeout(limits.heartbeat);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let silence = async {
+        tokio::time::sleep(limits.handshake).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+        }
+        () = silence => tracing::debug!(%peer, "connected, and asked for nothing: closed"),
+        _ = closed.wait_for(|closed| *closed) => connection.as_mut().graceful_shutdown(),
+    }
+}
+
+/// Notes that the peer has asked for something.
+#[derive(Clone)]
+struct Asked {
+    inner: HttpRouter,
+    asked: Arc<AtomicBool>,
+}
+
+impl Service<Request<Incoming>> for Asked {
+    type Response = <HttpRouter as Service<Request<Incoming>>>::Response;
+    type Error = <HttpRouter as Service<Request<Incoming>>>::Error;
+    type Future = <HttpRouter as Service<Request<Incoming>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        <HttpRouter as Service<Request<Incoming>>>::poll_ready(&mut self.inner, cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        self.asked.store(true, Ordering::Relaxed);
+        self.inner.call(request)
+    }
+}
+
+/// How long connections may take to be told the last word.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+async fn drain(router: &Router, health: &HealthReporter, grace: Duration) {
+    tracing::info!(
+        connections = *router.link_count().borrow(),
+        requests = router.open_requests(),
+        "draining"
+    );
+    health.set_not_serving::<GatewayServer<grpc::Attach>>().await;
+    health.set_not_serving::<SessionsServer<grpc::Calls>>().await;
+    router.drain(grace);
+    let finished = async {
+        while router.open_requests() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(grace, finished).await.is_err() {
+        tracing::warn!(
+            requests = router.open_requests(),
+            "the grace is over; what is open is ended"
+        );
+    }
+    router.shut_down();
+    let mut count = router.link_count();
+    let gone = count.wait_for(|count| *count == 0);
+    if tokio::time::timeout(FAREWELL, gone).await.is_err() {
+        tracing::warn!(
+            connections = *router.link_count().borrow(),
+            "connections that did not take the last word are cut"
+        );
+    }
+}

@@ -1,0 +1,174 @@
+//! gRPC: the bidirectional stream, on ready bytes, and the calls.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BufMut, Bytes};
+use tokio_stream::Stream;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::connection::{Connection, Drive, Incoming, Inlet, Message};
+use crate::error::{Reason, Refusal};
+use crate::router::{Form, Link, Router};
+
+mod calls;
+
+pub use calls::Calls;
+
+/// The generated server of the stream.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod stub {
+    include!(concat!(env!("OUT_DIR"), "/twinspan.v1.Gateway.rs"));
+}
+
+/// A message as it came.
+#[derive(Debug)]
+pub struct Inbound(Bytes);
+
+/// A message as it goes.
+#[derive(Debug)]
+pub struct Outbound(Bytes);
+
+/// Moves bytes; what they mean is the connection's business, so that a bad message does not end the stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FrameCodec;
+
+impl Codec for FrameCodec {
+    type Encode = Outbound;
+    type Decode = Inbound;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for FrameCodec {
+    type Item = Outbound;
+    type Error = Status;
+
+    fn encode(&mut self, Outbound(bytes): Outbound, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(bytes.len());
+        buffer.put_slice(&bytes);
+        Ok(())
+    }
+}
+
+impl Decoder for FrameCodec {
+    type Item = Inbound;
+    type Error = Status;
+
+    /// Copies the message out of the large buffer in which it came, and which it would otherwise keep alive in the log.
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Inbound>, Status> {
+        let mut bytes = vec![0; buffer.remaining()];
+        buffer.copy_to_slice(&mut bytes);
+        Ok(Some(Inbound(bytes.into())))
+    }
+}
+
+/// Serves `Gateway.Attach`.
+#[derive(Clone)]
+pub struct Attach {
+    router: Router,
+}
+
+impl Attach {
+    /// The service.
+    pub fn new(router: &Router) -> Self {
+        Self { router: router.clone() }
+    }
+}
+
+#[tonic::async_trait]
+impl stub::gateway_server::Gateway for Attach {
+    type AttachStream = Outlet;
+
+    async fn attach(&self, request: Request<Streaming<Inbound>>) -> Result<Response<Outlet>, Status> {
+        let link = self
+            .router
+            .attach(Form::Wire, None)
+            .map_err(|refusal| refusal.to_status())?;
+        let connection = Connection::new(&self.router, Arc::clone(&link));
+        let inlet = GrpcInlet {
+            messages: request.into_inner(),
+            limit: self.router.limits().frame_bytes,
+            link: Arc::clone(&link),
+        };
+        tokio::spawn(tokio::task::coop::unconstrained(Drive::new(
+            &self.router,
+            connection,
+            inlet,
+        )));
+        Ok(Response::new(Outlet(link)))
+    }
+}
+
+/// The messages to a peer. Dropped, it ends the connection.
+pub struct Outlet(Arc<Link>);
+
+impl Outlet {
+    pub(super) fn poll_bytes(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        self.0
+            .poll_take(cx)
+            .map(|next| next.map(|taken| taken.map_err(|refusal| refusal.to_status())))
+    }
+}
+
+impl Stream for Outlet {
+    type Item = Result<Outbound, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_bytes(cx).map(|next| next.map(|bytes| bytes.map(Outbound)))
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.0.abandoned();
+    }
+}
+
+struct GrpcInlet {
+    messages: Streaming<Inbound>,
+    limit: usize,
+    link: Arc<Link>,
+}
+
+impl Inlet for GrpcInlet {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
+        Pin::new(&mut self.messages).poll_next(cx).map(|next| match next {
+            Some(Ok(Inbound(bytes))) => {
+                self.link.alive();
+                Incoming::Message(Message::Binary(bytes))
+            }
+            None => Incoming::HalfClosed,
+            Some(Err(status)) => broken(&status, self.limit),
+        })
+    }
+
+    fn poll_linger(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+/// What tonic's errors of a stream mean: a message over the limit, bytes that are no gRPC, or a peer that is gone.
+fn broken(status: &Status, limit: usize) -> Incoming {
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Incoming::Broken(
+            Refusal::new(Reason::FrameTooLarge, format!("a frame may have {limit} bytes at most"))
+                .with("limit", limit.to_string()),
+        ),
+        Code::Cancelled | Code::Unavailable | Code::Unknown => Incoming::Closed,
+        _ => Incoming::Broken(Refusal::new(
+            Reason::MalformedFrame,
+            format!("not a gRPC message: {}", status.message()),
+        )),
+    }
+}

@@ -1,0 +1,372 @@
+//! The `Sessions` service: calls without a connection.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::Outlet;
+use crate::connection::{self, Connection, Drive, Incoming, Inlet};
+use crate::error::{Reason, Refusal};
+use crate::frame::pb::{self, sessions_server::Sessions};
+use crate::frame::{Body, Frame, Rules, Str, check_metadata, check_name};
+use crate::router::{Batch, CLIENT_ROLE, Form, Joining, Query, Router, Sender, View};
+
+/// The most that a page holds.
+const PAGE: u32 = 1_000;
+/// What a page holds where nothing is said.
+const DEFAULT_PAGE: u32 = 100;
+
+/// Serves `Sessions`.
+#[derive(Clone)]
+pub struct Calls {
+    router: Router,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(result: Result<T, Refusal>) -> Answer<T> {
+    result.map(Response::new).map_err(|refusal| refusal.to_status())
+}
+
+impl Calls {
+    /// The service.
+    pub fn new(router: &Router) -> Self {
+        Self { router: router.clone() }
+    }
+
+    fn create_session(&self, request: pb::CreateRequest) -> Result<pb::Session, Refusal> {
+        let id = match request.session_id.is_empty() {
+            true => crate::router::random_name(),
+            false => Str::from(request.session_id),
+        };
+        check_name("session_id", &id)?;
+        check_map("metadata", &request.metadata)?;
+        self.router.create(&id, request.metadata.into_iter().collect())
+    }
+
+    fn list_sessions(&self, request: &pb::ListRequest) -> Result<pb::ListResponse, Refusal> {
+        let arguments = format!("{:?}{:?}{}", request.prefix, sorted(&request.metadata), request.state);
+        let after = token::open(&request.page_token, &arguments)?.unwrap_or_default();
+        let count = page_size(request.page_size);
+        let (sessions, more) = self.router.list(&request.prefix, &after, count, |session| {
+            let state = request.state == 0 || request.state == session.state;
+            state
+                && request
+                    .metadata
+                    .iter()
+                    .all(|(key, value)| session.metadata.get(key) == Some(value))
+        });
+        let next = sessions
+            .last()
+            .filter(|_| more)
+            .map(|last| token::seal(&last.session_id, &arguments));
+        Ok(pb::ListResponse {
+            sessions,
+            next_page_token: next.unwrap_or_default(),
+        })
+    }
+
+    fn update_session(&self, request: pb::UpdateRequest) -> Result<pb::Session, Refusal> {
+        check_name("session_id", &request.session_id)?;
+        if let Some(key) = request.unset.iter().find(|key| request.set.contains_key(*key)) {
+            return Err(Refusal::field("unset", format!("{key:?} is to be both set and unset")));
+        }
+        let set = request.set.into_iter().collect();
+        self.router
+            .update(&request.session_id, set, &request.unset, &request.etag, |session| {
+                check_map("set", &session.metadata)
+            })
+    }
+
+    async fn publish_frame(&self, request: pb::PublishRequest) -> Result<pb::PublishResponse, Refusal> {
+        let mut frame = request.frame.ok_or_else(|| Refusal::field("frame", "required"))?;
+        frame.check().and_then(|()| frame.check_types(self.router.types()))?;
+        let name = if request.member_id.is_empty() {
+            Str::from_static("api")
+        } else {
+            Str::from(request.member_id)
+        };
+        check_name("member_id", &name)?;
+        check_name("session_id", &frame.session_id)?;
+        if matches!(frame.body, Body::Control(_)) || !frame.reply_to.is_empty() {
+            let text = "Publish sends plain frames and requests; control frames and replies need Attach";
+            return Err(Refusal::new(Reason::UnexpectedFrame, text));
+        }
+        let asked = connection::asked(&self.router, &mut frame)?;
+        let (live, _) = self.router.open(&frame.session_id)?;
+        let address = pb::Address {
+            role: CLIENT_ROLE.to_string(),
+            member_id: name.to_string(),
+            ..pb::Address::default()
+        };
+        let sender = Sender {
+            link: None,
+            address: Arc::new(address),
+            serves: &[],
+            name: &name,
+        };
+        if frame.ephemeral {
+            let mut batch = Batch::new(self.router.now());
+            let id = frame.id.to_string();
+            self.router.publish_ephemeral(&live, &sender, frame, &mut batch)?;
+            batch.finish(None);
+            return Ok(pb::PublishResponse {
+                id,
+                ..pb::PublishResponse::default()
+            });
+        }
+        let (accepted, durable) = self.router.publish_call(&live, &sender, frame, asked)?;
+        if let Some(durable) = durable {
+            durable
+                .await
+                .map_err(|_| Refusal::new(Reason::LogUnavailable, "the log failed; the frame may be lost"))?;
+        }
+        Ok(pb::PublishResponse {
+            id: accepted.id,
+            seq: accepted.seq,
+            duplicate: accepted.duplicate,
+        })
+    }
+
+    async fn read_frames(&self, request: pb::ListFramesRequest) -> Result<pb::ListFramesResponse, Refusal> {
+        check_name("session_id", &request.session_id)?;
+        if request.types.len() > 32 {
+            return Err(Refusal::field("types", "at most 32"));
+        }
+        let arguments = format!(
+            "{:?}{}{}{:?}{:?}{:?}{}",
+            request.session_id,
+            request.after_seq,
+            request.before_seq,
+            request.after_time,
+            request.before_time,
+            request.types,
+            request.newest_first
+        );
+        let resumed = token::open(&request.page_token, &arguments)?;
+        let resumed = resumed.as_deref().and_then(|token| token.split_once('/'));
+        let (epoch, seq) = match resumed {
+            Some((epoch, seq)) => (epoch, Some(seq.parse::<u64>().map_err(|_| token::invalid())?)),
+            None => ("", None),
+        };
+        let mut query = Query {
+            after: request.after_seq,
+            before: request.before_seq,
+            since: time("after_time", request.after_time)?,
+            until: time("before_time", request.before_time)?,
+            types: request.types,
+            newest_first: request.newest_first,
+            count: page_size(request.page_size),
+        };
+        match seq {
+            Some(seq) if query.newest_first => query.before = seq,
+            Some(seq) => query.after = seq,
+            None => {}
+        }
+        let listing = self.router.frames(&request.session_id, epoch, &query).await?;
+        let next = listing
+            .next
+            .map(|next| token::seal(&format!("{}/{next}", listing.epoch), &arguments));
+        Ok(pb::ListFramesResponse {
+            frames: listing.frames.iter().map(|frame| frame.frame().clone()).collect(),
+            next_page_token: next.unwrap_or_default(),
+            epoch: listing.epoch.to_string(),
+            head_seq: listing.head,
+            first_seq: listing.first,
+        })
+    }
+
+    fn watch_session(&self, request: pb::WatchRequest) -> Result<WatchStream, Refusal> {
+        check_name("session_id", &request.session_id)?;
+        let start = connection::start(request.after_seq, &request.epoch, request.tail)?;
+        let link = self.router.attach(Form::Wire, None)?;
+        let connection = Connection::new(&self.router, Arc::clone(&link));
+        let outlet = Outlet(Arc::clone(&link));
+        let joining = Joining {
+            name: link.name().clone(),
+            role: Str::EMPTY,
+            start,
+            presence: request.presence,
+            view: View::Watcher,
+        };
+        let mut batch = Batch::new(self.router.now());
+        let joined = self
+            .router
+            .join(&link, &Str::from(request.session_id), joining, &Str::EMPTY, &mut batch);
+        batch.finish(None);
+        // The driver ends the connection if the stream is dropped here.
+        tokio::spawn(tokio::task::coop::unconstrained(Drive::new(
+            &self.router,
+            connection,
+            Silent,
+        )));
+        joined.map(|()| WatchStream {
+            router: self.router.clone(),
+            outlet,
+        })
+    }
+
+    fn cancel_request(&self, request: &pb::CancelRequest) -> Result<pb::CancelResponse, Refusal> {
+        let live = connection::find_session(&self.router, &request.session_id)?;
+        let mut batch = Batch::new(self.router.now());
+        let outcome = connection::cancel(&self.router, &live, &request.request_id, &request.reason, &mut batch)?;
+        batch.finish(None);
+        Ok(pb::CancelResponse {
+            outcome: outcome as i32,
+        })
+    }
+
+    fn close_session(&self, request: &pb::CloseRequest) -> Result<pb::Session, Refusal> {
+        check_name("session_id", &request.session_id)?;
+        if request.reason.len() > 256 {
+            return Err(Refusal::field("reason", "at most 256 bytes"));
+        }
+        self.router.close(&request.session_id, &request.reason)
+    }
+}
+
+#[tonic::async_trait]
+impl Sessions for Calls {
+    type WatchStream = WatchStream;
+
+    async fn create(&self, request: Request<pb::CreateRequest>) -> Answer<pb::Session> {
+        answer(self.create_session(request.into_inner()))
+    }
+
+    async fn get(&self, request: Request<pb::GetRequest>) -> Answer<pb::Session> {
+        let id = request.into_inner().session_id;
+        answer(check_name("session_id", &id).and_then(|()| self.router.describe(&id)))
+    }
+
+    async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListResponse> {
+        answer(self.list_sessions(request.get_ref()))
+    }
+
+    async fn update(&self, request: Request<pb::UpdateRequest>) -> Answer<pb::Session> {
+        answer(self.update_session(request.into_inner()))
+    }
+
+    async fn close(&self, request: Request<pb::CloseRequest>) -> Answer<pb::Session> {
+        answer(self.close_session(request.get_ref()))
+    }
+
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::DeleteResponse> {
+        let id = request.into_inner().session_id;
+        let deleted = check_name("session_id", &id).and_then(|()| self.router.delete(&id));
+        answer(deleted.map(|()| pb::DeleteResponse {}))
+    }
+
+    async fn publish(&self, request: Request<pb::PublishRequest>) -> Answer<pb::PublishResponse> {
+        answer(self.publish_frame(request.into_inner()).await)
+    }
+
+    async fn list_frames(&self, request: Request<pb::ListFramesRequest>) -> Answer<pb::ListFramesResponse> {
+        answer(self.read_frames(request.into_inner()).await)
+    }
+
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<WatchStream> {
+        answer(self.watch_session(request.into_inner()))
+    }
+
+    async fn cancel(&self, request: Request<pb::CancelRequest>) -> Answer<pb::CancelResponse> {
+        answer(self.cancel_request(request.get_ref()))
+    }
+}
+
+/// The frames that a watcher is shown.
+pub struct WatchStream {
+    router: Router,
+    outlet: Outlet,
+}
+
+impl Stream for WatchStream {
+    type Item = Result<Frame, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.outlet.poll_bytes(cx).map(|next| {
+            next.map(|bytes| {
+                let rules = Rules {
+                    ignore_unknown: true,
+                    types: self.router.types(),
+                };
+                Frame::from_wire(&bytes?, &rules).map_err(|bad| bad.refusal.to_status())
+            })
+        })
+    }
+}
+
+/// A peer that never says anything.
+struct Silent;
+
+impl Inlet for Silent {
+    fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Incoming> {
+        Poll::Pending
+    }
+
+    fn poll_linger(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+fn page_size(asked: u32) -> usize {
+    if asked == 0 {
+        DEFAULT_PAGE as usize
+    } else {
+        asked.min(PAGE) as usize
+    }
+}
+
+fn sorted(map: &std::collections::HashMap<String, String>) -> std::collections::BTreeMap<&String, &String> {
+    map.iter().collect()
+}
+
+fn check_map(field: &'static str, map: &std::collections::HashMap<String, String>) -> Result<(), Refusal> {
+    check_metadata(field, map.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+}
+
+fn time(field: &'static str, time: Option<prost_types::Timestamp>) -> Result<Option<SystemTime>, Refusal> {
+    time.map(|time| SystemTime::try_from(time).map_err(|_| Refusal::field(field, "not a time")))
+        .transpose()
+}
+
+/// Page tokens: a position, tied to the arguments that it belongs to.
+mod token {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+
+    use super::{Engine, Reason, Refusal, URL_SAFE_NO_PAD};
+
+    pub fn seal(position: &str, arguments: &str) -> String {
+        URL_SAFE_NO_PAD.encode(format!("{:016x}{position}", digest(arguments)))
+    }
+
+    pub fn open(token: &str, arguments: &str) -> Result<Option<String>, Refusal> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid())?;
+        let text = String::from_utf8(bytes).map_err(|_| invalid())?;
+        match text.split_at_checked(16) {
+            Some((tied, position)) if tied == format!("{:016x}", digest(arguments)) => Ok(Some(position.to_owned())),
+            _ => Err(invalid()),
+        }
+    }
+
+    pub fn invalid() -> Refusal {
+        Refusal::new(
+            Reason::InvalidPageToken,
+            "the page token is not one that this call gave out for these arguments",
+        )
+    }
+
+    fn digest(arguments: &str) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        arguments.hash(&mut hasher);
+        hasher.finish()
+    }
+}

@@ -1,0 +1,5 @@
+//! The transports: bytes to messages and back, nothing else. None of them knows what a session is.
+
+pub mod grpc;
+pub mod http;
+pub mod websocket;

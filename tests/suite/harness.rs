@@ -1,0 +1,510 @@
+//! A gateway in this process and peers that speak to it over real sockets, on either face, so that a scenario is written once.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use tonic_prost::ProstCodec;
+use twinspan::config::Config;
+use twinspan::error::Reason;
+use twinspan::frame::pb::sessions_client::SessionsClient;
+use twinspan::frame::{Body, Control, Frame, Payload, Rules, Str, Types, pb};
+use twinspan::log::Log;
+use twinspan::router::Router;
+use twinspan::server::Server;
+
+/// Longer than anything here may take; a test that waits so long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits, but not for ever.
+pub async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited in vain for {what}"),
+    }
+}
+
+/// A running gateway, which is drained when it is stopped.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub router: Router,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<()>,
+}
+
+impl Gateway {
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::bind(config(change), None).await
+    }
+
+    pub async fn with_log(log: Arc<dyn Log>) -> Self {
+        Self::bind(config(|_| {}), Some(log)).await
+    }
+
+    async fn bind(config: Config, log: Option<Arc<dyn Log>>) -> Self {
+        let server = match log {
+            Some(log) => Server::bind_with(config, log).await,
+            None => Server::bind(config).await,
+        };
+        let server = server.expect("the gateway must start");
+        let (address, router) = (server.local_addr(), server.router().clone());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(async move {
+            let run = server.run(async { drop(stopped.await) });
+            run.await.expect("the gateway must run");
+        });
+        Self {
+            address,
+            router,
+            stop: Some(stop),
+            running,
+        }
+    }
+
+    /// Begins the drain.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    pub async fn stopped(mut self) {
+        self.stop();
+        patiently("the gateway to stop", self.running).await.unwrap();
+    }
+
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        patiently("a gRPC connection", endpoint.connect()).await.unwrap()
+    }
+
+    pub async fn sessions(&self) -> SessionsClient<Channel> {
+        SessionsClient::new(self.channel().await)
+    }
+
+    pub async fn peer(&self, face: Face) -> Peer {
+        match face {
+            Face::Grpc => self.grpc().await,
+            Face::Json => self.websocket("", Some("twinspan.v1.json")).await,
+            Face::Binary => self.websocket("", Some("twinspan.v1.proto")).await,
+        }
+    }
+
+    /// A peer that has joined, and its `Joined`.
+    pub async fn member(&self, face: Face, session: &str, name: &str) -> Peer {
+        let mut peer = self.peer(face).await;
+        peer.join(
+            session,
+            pb::Join {
+                member_id: name.to_owned(),
+                ..pb::Join::default()
+            },
+        )
+        .await;
+        peer
+    }
+
+    /// A worker with one role.
+    pub async fn worker(&self, face: Face, role: &str, max_in_flight: u32) -> Peer {
+        let mut peer = self.peer(face).await;
+        let serve = pb::Serve {
+            role: role.to_owned(),
+            max_in_flight,
+            ..pb::Serve::default()
+        };
+        peer.control("", Control::Serve(serve)).await;
+        peer.until("serving", |frame| {
+            matches!(control(frame), Some(Control::Serving(_))).then_some(())
+        })
+        .await;
+        peer
+    }
+
+    async fn grpc(&self) -> Peer {
+        let mut client = tonic::client::Grpc::new(self.channel().await);
+        client.ready().await.unwrap();
+        let (send, frames) = mpsc::unbounded_channel::<Frame>();
+        let path = http::uri::PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
+        let codec = ProstCodec::<Frame, Frame>::default();
+        let request = tonic::Request::new(UnboundedReceiverStream::new(frames));
+        let answer = patiently("the stream", client.streaming(request, path, codec))
+            .await
+            .unwrap();
+        Peer {
+            wire: Wire::Grpc {
+                send: Some(send),
+                frames: answer.into_inner(),
+            },
+            types: Types::default(),
+        }
+    }
+
+    pub async fn websocket(&self, query: &str, protocol: Option<&str>) -> Peer {
+        let mut request = format!("ws://{}/v1/ws{query}", self.address)
+            .into_client_request()
+            .unwrap();
+        if let Some(protocol) = protocol {
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", protocol.parse().unwrap());
+        }
+        let (socket, _) = patiently("the handshake", tokio_tungstenite::connect_async(request))
+            .await
+            .unwrap();
+        let binary = protocol == Some("twinspan.v1.proto");
+        Peer {
+            wire: Wire::WebSocket {
+                socket: Box::new(socket),
+                binary,
+            },
+            types: Types::default(),
+        }
+    }
+}
+
+pub fn config(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        ..Config::default()
+    };
+    config.drain_grace = Duration::from_secs(5);
+    change(&mut config);
+    config
+}
+
+/// What a peer speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Face {
+    Grpc,
+    Json,
+    Binary,
+}
+
+/// The pairs that scenarios are run over.
+pub const FACES: [(Face, Face); 6] = [
+    (Face::Grpc, Face::Grpc),
+    (Face::Json, Face::Json),
+    (Face::Binary, Face::Binary),
+    (Face::Json, Face::Grpc),
+    (Face::Grpc, Face::Json),
+    (Face::Binary, Face::Json),
+];
+
+enum Wire {
+    Grpc {
+        send: Option<mpsc::UnboundedSender<Frame>>,
+        frames: Streaming<Frame>,
+    },
+    WebSocket {
+        socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+        binary: bool,
+    },
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// gRPC: OK.
+    Done,
+    Status(Status),
+    Close(u16, String),
+}
+
+impl Ended {
+    /// The reason, as either face tells it.
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Ended::Done => None,
+            Ended::Status(status) => reason_of(status),
+            Ended::Close(_, text) => text.split(':').next().map(str::to_owned),
+        }
+    }
+}
+
+/// The reason of a status.
+pub fn reason_of(status: &Status) -> Option<String> {
+    use tonic_types::StatusExt;
+    status.get_details_error_info().map(|info| info.reason)
+}
+
+/// One end of a connection.
+pub struct Peer {
+    wire: Wire,
+    types: Types,
+}
+
+impl Peer {
+    pub async fn send(&mut self, frame: Frame) {
+        match &mut self.wire {
+            Wire::Grpc { send, .. } => send.as_ref().unwrap().send(frame).unwrap(),
+            Wire::WebSocket { socket, binary } => {
+                let mut bytes = Vec::new();
+                let message = if *binary {
+                    frame.write_wire(&mut bytes);
+                    Message::binary(bytes)
+                } else {
+                    frame.write_json(&mut bytes, &self.types);
+                    Message::text(String::from_utf8(bytes).unwrap())
+                };
+                socket.send(message).await.unwrap();
+            }
+        }
+    }
+
+    pub async fn control(&mut self, session: &str, control: Control) {
+        self.send(Frame {
+            session_id: session.into(),
+            body: Body::Control(Box::new(control)),
+            ..Frame::default()
+        })
+        .await;
+    }
+
+    /// Sends a raw WebSocket message.
+    pub async fn send_raw(&mut self, message: Message) {
+        let Wire::WebSocket { socket, .. } = &mut self.wire else {
+            panic!("only WebSockets take raw messages")
+        };
+        socket.send(message).await.unwrap();
+    }
+
+    /// The next frame, or how the connection ended.
+    pub async fn receive(&mut self) -> Result<Frame, Ended> {
+        let rules = Rules {
+            ignore_unknown: false,
+            types: &self.types,
+        };
+        match &mut self.wire {
+            Wire::Grpc { frames, .. } => match patiently("a frame", frames.message()).await {
+                Ok(Some(frame)) => Ok(frame),
+                Ok(None) => Err(Ended::Done),
+                Err(status) => Err(Ended::Status(status)),
+            },
+            Wire::WebSocket { socket, .. } => loop {
+                match patiently("a message", socket.next()).await {
+                    Some(Ok(Message::Text(text))) => {
+                        return Ok(
+                            Frame::from_json(&Str::from(text.as_str()), &rules).expect("the gateway sends frames")
+                        );
+                    }
+                    Some(Ok(Message::Binary(bytes))) => {
+                        return Ok(Frame::from_wire(&bytes, &rules).expect("the gateway sends frames"));
+                    }
+                    Some(Ok(Message::Close(close))) => {
+                        let close = close.map(|close| (u16::from(close.code), close.reason.to_string()));
+                        let (code, reason) = close.unwrap_or((u16::from(CloseCode::Status), String::new()));
+                        return Err(Ended::Close(code, reason));
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Err(Ended::Close(1006, error.to_string())),
+                    None => return Err(Ended::Close(1006, "nothing".to_owned())),
+                }
+            },
+        }
+    }
+
+    pub async fn next(&mut self) -> Frame {
+        self.receive()
+            .await
+            .unwrap_or_else(|ended| panic!("the connection ended: {ended:?}"))
+    }
+
+    /// The first frame of which the test makes something.
+    pub async fn until<T>(&mut self, what: &str, mut test: impl FnMut(&Frame) -> Option<T>) -> T {
+        let mut seen = Vec::new();
+        let search = async {
+            loop {
+                let frame = self.next().await;
+                if let Some(found) = test(&frame) {
+                    return found;
+                }
+                seen.push(frame);
+            }
+        };
+        patiently(what, search).await
+    }
+
+    /// The next frame of the log.
+    pub async fn logged(&mut self) -> Frame {
+        self.until("a logged frame", |frame| (frame.seq > 0).then(|| frame.clone()))
+            .await
+    }
+
+    /// The next error that is no reply of a worker.
+    pub async fn refusal(&mut self) -> pb::Error {
+        self.until("a refusal", |frame| match &frame.body {
+            Body::Error(error) if frame.seq == 0 => Some((**error).clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The entry of an ack for the id.
+    pub async fn acked(&mut self, id: &str) -> pb::Accepted {
+        self.until("an ack", |frame| match control(frame) {
+            Some(Control::Ack(ack)) => ack.accepted.iter().find(|accepted| accepted.id == id).cloned(),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn join(&mut self, session: &str, join: pb::Join) -> pb::Joined {
+        self.control(session, Control::Join(join)).await;
+        self.until("joined", |frame| match control(frame) {
+            Some(Control::Joined(joined)) => Some(joined.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Nothing comes before the answer to a ping.
+    pub async fn hears_nothing(&mut self) {
+        self.control(
+            "",
+            Control::Ping(pb::Ping {
+                data: "nothing?".to_owned(),
+            }),
+        )
+        .await;
+        let next = self.next().await;
+        assert!(matches!(control(&next), Some(Control::Pong(_))), "unexpected: {next:?}");
+    }
+
+    /// The final reply to a request, and the text of its chunks.
+    pub async fn answer(&mut self, request: &str) -> (String, Frame) {
+        let mut text = String::new();
+        let last = self
+            .until("the final reply", |frame| {
+                if frame.reply_to != request || frame.seq == 0 {
+                    return None;
+                }
+                if let Body::Text(part) = &frame.body {
+                    text.push_str(part);
+                }
+                frame.last.then(|| frame.clone())
+            })
+            .await;
+        (text, last)
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn half_close(&mut self) {
+        let Wire::Grpc { send, .. } = &mut self.wire else {
+            panic!("only gRPC streams have two halves")
+        };
+        drop(send.take());
+    }
+
+    /// How the connection ends, whatever comes before.
+    pub async fn ended(&mut self) -> Ended {
+        loop {
+            if let Err(ended) = self.receive().await {
+                return ended;
+            }
+        }
+    }
+}
+
+pub fn control(frame: &Frame) -> Option<&Control> {
+    match &frame.body {
+        Body::Control(control) => Some(control),
+        _ => None,
+    }
+}
+
+pub fn text(session: &str, id: &str, text: &str) -> Frame {
+    Frame {
+        session_id: session.into(),
+        id: id.into(),
+        body: Body::Text(text.into()),
+        ..Frame::default()
+    }
+}
+
+pub fn payload(session: &str, id: &str, json: &str) -> Frame {
+    let payload = Payload::from_json_text(Str::from(json)).unwrap();
+    Frame {
+        session_id: session.into(),
+        id: id.into(),
+        body: Body::Payload(payload),
+        ..Frame::default()
+    }
+}
+
+pub fn to(frame: Frame, to: pb::Address) -> Frame {
+    Frame {
+        to: Some(Arc::new(to)),
+        ..frame
+    }
+}
+
+pub fn role(name: &str) -> pb::Address {
+    pb::Address {
+        role: name.to_owned(),
+        ..pb::Address::default()
+    }
+}
+
+pub fn request(session: &str, id: &str, role_name: &str) -> Frame {
+    to(payload(session, id, r#"{"q":"?"}"#), role(role_name))
+}
+
+/// A request with its timeouts in milliseconds; 0 for the default.
+pub fn hasty(frame: Frame, accept: i64, total: i64) -> Frame {
+    let time = |ms: i64| {
+        (ms > 0).then(|| prost_types::Duration {
+            seconds: ms / 1000,
+            nanos: (ms % 1000) as i32 * 1_000_000,
+        })
+    };
+    let timeouts = pb::Timeouts {
+        accept: time(accept),
+        total: time(total),
+    };
+    Frame {
+        options: Some(Box::new(pb::RequestOptions {
+            timeouts: Some(timeouts),
+        })),
+        ..frame
+    }
+}
+
+pub fn chunk(asked: &Frame, part: &str) -> Frame {
+    Frame {
+        reply_to: asked.id.clone(),
+        ..text(&asked.session_id, "", part)
+    }
+}
+
+pub fn last(asked: &Frame, part: &str) -> Frame {
+    Frame {
+        last: true,
+        ..chunk(asked, part)
+    }
+}
+
+/// The error body of a frame.
+pub fn error(frame: &Frame) -> &pb::Error {
+    match &frame.body {
+        Body::Error(error) => error,
+        other => panic!("not an error: {other:?}"),
+    }
+}
+
+pub fn is(error: &pb::Error, reason: Reason) -> bool {
+    error.reason == reason.row().name && error.code == reason.row().code as i32
+}

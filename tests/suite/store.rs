@@ -1,0 +1,198 @@
+//! A log that fails, and one that takes its time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::oneshot;
+use twinspan::error::Reason;
+use twinspan::frame::{Sealed, Str};
+use twinspan::log::{Appended, Commit, Error, Limit, Log, Memory, Page, Retention, Wait};
+
+use crate::harness::*;
+
+/// The memory store, whose appends fail or wait on cue.
+struct Faulty {
+    inner: Memory,
+    broken: AtomicBool,
+    slow: AtomicBool,
+    waiting: Mutex<Vec<oneshot::Sender<Result<(), Error>>>>,
+}
+
+impl Faulty {
+    fn new() -> Arc<Self> {
+        let retention = Retention {
+            frames: 1_000,
+            bytes: 1 << 20,
+            total_bytes: 1 << 24,
+        };
+        Arc::new(Self {
+            inner: Memory::new(retention),
+            broken: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        })
+    }
+
+    fn commit(&self, result: &Result<(), Error>) {
+        for waiting in self.waiting.lock().unwrap().drain(..) {
+            waiting.send(result.clone()).unwrap();
+        }
+    }
+}
+
+fn unavailable() -> Error {
+    Error::Unavailable("on cue".to_owned())
+}
+
+impl Log for Faulty {
+    fn append(&self, session: &Str, frame: &Arc<Sealed>) -> Result<Appended, Error> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(unavailable());
+        }
+        let appended = self.inner.append(session, frame)?;
+        if !self.slow.load(Ordering::SeqCst) {
+            return Ok(appended);
+        }
+        let (done, wait) = oneshot::channel();
+        self.waiting.lock().unwrap().push(done);
+        let wait: Wait<()> = Box::pin(async { wait.await.unwrap_or_else(|_| Err(unavailable())) });
+        Ok(Appended {
+            commit: Commit::Later(wait),
+            ..appended
+        })
+    }
+
+    fn read(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page> {
+        match self.broken.load(Ordering::SeqCst) {
+            true => Box::pin(std::future::ready(Err(unavailable()))),
+            false => self.inner.read(session, from, limit),
+        }
+    }
+
+    fn read_back(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page> {
+        self.inner.read_back(session, from, limit)
+    }
+
+    fn delete(&self, session: &Str) {
+        self.inner.delete(session);
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match self.broken.load(Ordering::SeqCst) {
+            true => Err(unavailable()),
+            false => Ok(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_refuses_changes_nothing() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    let mut bob = gateway.member(Face::Grpc, "s", "bob").await;
+    ann.send(text("s", "1", "before")).await;
+    ann.acked("1").await;
+    log.broken.store(true, Ordering::SeqCst);
+    ann.send(text("s", "2", "meanwhile")).await;
+    let refused = ann.refusal().await;
+    assert!(is(&refused, Reason::LogUnavailable) && refused.retryable);
+    ann.send(request("s", "q", "brain")).await;
+    assert!(is(&ann.refusal().await, Reason::LogUnavailable));
+    log.broken.store(false, Ordering::SeqCst);
+    ann.send(text("s", "2", "again")).await;
+    assert_eq!(ann.acked("2").await.seq, 2, "the refused frame left no trace");
+    assert_eq!(bob.logged().await.id, "1");
+    assert_eq!(bob.logged().await.id, "2");
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn an_end_that_the_log_refuses_comes_later() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    worker
+        .until("the request", |frame| (frame.attempt > 0).then_some(()))
+        .await;
+    log.broken.store(true, Ordering::SeqCst);
+    let mut count = gateway.router.link_count();
+    drop(worker);
+    patiently("the worker to be gone", count.wait_for(|count| *count == 1))
+        .await
+        .unwrap();
+    log.broken.store(false, Ordering::SeqCst);
+    assert!(is(error(&ann.answer("q").await.1), Reason::WorkerLost));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn nobody_sees_what_is_not_durable() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    let mut bob = gateway.member(Face::Grpc, "s", "bob").await;
+    log.slow.store(true, Ordering::SeqCst);
+    ann.send(text("s", "1", "wait")).await;
+    ann.send(request("s", "q", "brain")).await;
+    for peer in [&mut ann, &mut bob, &mut worker] {
+        peer.hears_nothing().await;
+    }
+    assert_eq!(log.waiting.lock().unwrap().len(), 2);
+    log.commit(&Ok(()));
+    assert_eq!(ann.acked("q").await.seq, 2);
+    assert_eq!(bob.logged().await.id, "1");
+    assert_eq!(bob.logged().await.id, "q");
+    worker
+        .until("the request", |frame| (frame.attempt > 0).then_some(()))
+        .await;
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_is_told_to_all() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    log.slow.store(true, Ordering::SeqCst);
+    ann.send(text("s", "1", "lost")).await;
+    ann.hears_nothing().await;
+    log.commit(&Err(unavailable()));
+    let refused = ann.refusal().await;
+    assert!(is(&refused, Reason::LogUnavailable));
+    let left = ann.next().await;
+    assert!(
+        matches!(control(&left), Some(twinspan::frame::Control::Left(_))),
+        "{left:?}"
+    );
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn health_can_be_red() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    assert_eq!(gateway.router.check(), Ok(()));
+    assert_eq!(status(&gateway, "/healthz").await, 200);
+    assert_eq!(status(&gateway, "/readyz").await, 200);
+    assert_eq!(status(&gateway, "/nothing").await, 404);
+    log.broken.store(true, Ordering::SeqCst);
+    assert_eq!(status(&gateway, "/healthz").await, 503);
+    assert_eq!(status(&gateway, "/readyz").await, 503);
+    gateway.stopped().await;
+}
+
+async fn status(gateway: &Gateway, path: &str) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut socket = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    patiently("the answer", socket.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    answer[9..12].parse().unwrap()
+}
