@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::time::{ClockId, clock_gettime};
 use prost::Message;
 use twinspan::frame::{Frame, Payload, Rules, Sealed, Str, Types};
 
@@ -29,9 +30,9 @@ struct TreeFrame {
 
 /// CPU time of this thread.
 fn cpu_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = text.split(' ').next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.expect("this runs on Linux only"))
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .expect("the clock must be readable")
+        .into()
 }
 
 /// The median cost of one call, in nanoseconds.
@@ -54,8 +55,7 @@ fn measure(mut work: impl FnMut()) -> f64 {
 
 /// One long text, as chats have it.
 fn chat(bytes: usize) -> String {
-    let words =
-        "The alloy's \\\"lattice\\\" distorts; see section 4.2 for the déjà vu of phases.\\n";
+    let words = "The alloy's \\\"lattice\\\" distorts; see section 4.2 for the déjà vu of phases.\\n";
     let mut text = String::new();
     while text.len() < bytes.saturating_sub(90) {
         text += words;
@@ -91,9 +91,7 @@ fn numbers(bytes: usize) -> String {
     let mut items = Vec::new();
     let mut len = 20;
     while len < bytes {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let item = match state >> 62 {
             0 => (state >> 44 & 0xFFFF).to_string(),
             1 => format!("{:.3}", (state >> 40 & 0xF_FFFF) as f64 / 1000.0),
@@ -153,9 +151,7 @@ fn tree(text: &Bytes, wire: &Bytes) -> Costs {
     Costs([
         measure(|| {
             out.clear();
-            from_json(black_box(text))
-                .encode(&mut out)
-                .expect("a Vec grows");
+            from_json(black_box(text)).encode(&mut out).expect("a Vec grows");
             black_box(&out);
         }),
         measure(|| {
@@ -170,9 +166,7 @@ fn tree(text: &Bytes, wire: &Bytes) -> Costs {
         }),
         measure(|| {
             out.clear();
-            from_wire(black_box(wire))
-                .encode(&mut out)
-                .expect("a Vec grows");
+            from_wire(black_box(wire)).encode(&mut out).expect("a Vec grows");
             black_box(&out);
         }),
     ])
@@ -186,8 +180,7 @@ fn sealed(text: &Bytes) -> f64 {
         types: &types,
     };
     measure(|| {
-        let text =
-            Str::from_utf8(Bytes::copy_from_slice(black_box(text))).expect("the frame is text");
+        let text = Str::from_utf8(Bytes::copy_from_slice(black_box(text))).expect("the frame is text");
         let sealed = Sealed::new(Frame::from_json(&text, &rules).expect("the frame is one"));
         black_box((sealed.json(&types).len(), sealed.wire().len()));
     })
@@ -235,12 +228,7 @@ fn main() {
             let cells = (0..4).map(|way| {
                 format!(
                     "{:>26}",
-                    format!(
-                        "{:.0} ({:.0}, {:.1}x)",
-                        ours[way],
-                        tree[way],
-                        tree[way] / ours[way]
-                    )
+                    format!("{:.0} ({:.0}, {:.1}x)", ours[way], tree[way], tree[way] / ours[way])
                 )
             });
             println!(

@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MapKey,
-    MessageDescriptor, ReflectMessage, SerializeOptions, Value,
+    DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor,
+    ReflectMessage, SerializeOptions, Value,
 };
 use twinspan::frame::{Frame, Rules, Str, Types};
 
@@ -60,9 +60,7 @@ impl Random {
         ];
         let len = *self.pick(&[0, 1, 3, 7, 8, 9, 20, 40, 130, 300]);
         let plain = self.one_in(2);
-        (0..len)
-            .map(|_| if plain { "x" } else { *self.pick(&PARTS) })
-            .collect()
+        (0..len).map(|_| if plain { "x" } else { *self.pick(&PARTS) }).collect()
     }
 
     fn number(&mut self) -> f64 {
@@ -101,11 +99,7 @@ fn message(random: &mut Random, descriptor: &MessageDescriptor, depth: u64) -> D
                 "seconds",
                 Value::I64(random.below(315_576_000_000) as i64 * sign),
             );
-            set(
-                &mut message,
-                "nanos",
-                Value::I32(nanos(random) * sign as i32),
-            );
+            set(&mut message, "nanos", Value::I32(nanos(random) * sign as i32));
         }
         "google.protobuf.Value" => value(random, &mut message, depth),
         "google.protobuf.Any" => any(random, &mut message, depth),
@@ -116,9 +110,7 @@ fn message(random: &mut Random, descriptor: &MessageDescriptor, depth: u64) -> D
                 message.set_field(&chosen, one(random, &chosen, depth));
             }
             for field in descriptor.fields() {
-                let in_oneof = field
-                    .containing_oneof()
-                    .is_some_and(|oneof| !oneof.is_synthetic());
+                let in_oneof = field.containing_oneof().is_some_and(|oneof| !oneof.is_synthetic());
                 if !in_oneof && random.one_in(2) {
                     let value = whole(random, &field, depth);
                     message.set_field(&field, value);
@@ -135,22 +127,14 @@ fn nanos(random: &mut Random) -> i32 {
 }
 
 fn value(random: &mut Random, message: &mut DynamicMessage, depth: u64) {
-    let kind = if depth > 5 {
-        random.below(4)
-    } else {
-        random.below(8)
-    };
+    let kind = if depth > 5 { random.below(4) } else { random.below(8) };
     match kind {
         0 => set(message, "null_value", Value::EnumNumber(0)),
         1 => set(message, "bool_value", Value::Bool(random.one_in(2))),
         2 => set(message, "string_value", Value::String(random.text())),
         3 => set(message, "number_value", Value::F64(random.number())),
         kind => {
-            let name = if kind < 6 {
-                "struct_value"
-            } else {
-                "list_value"
-            };
+            let name = if kind < 6 { "struct_value" } else { "list_value" };
             let field = message.descriptor().get_field_by_name(name).unwrap();
             let value = one(random, &field, depth + 1);
             message.set_field(&field, value);
@@ -169,17 +153,9 @@ fn any(random: &mut Random, message: &mut DynamicMessage, depth: u64) {
         "google.protobuf.Value",
         "google.protobuf.Any",
     ];
-    let count = if depth > 3 {
-        names.len() - 1
-    } else {
-        names.len()
-    };
+    let count = if depth > 3 { names.len() - 1 } else { names.len() };
     let name = *random.pick(&names[..count]);
-    let descriptor = message
-        .descriptor()
-        .parent_pool()
-        .get_message_by_name(name)
-        .unwrap();
+    let descriptor = message.descriptor().parent_pool().get_message_by_name(name).unwrap();
     let inner = self::message(random, &descriptor, depth + 1);
     set(
         message,
@@ -195,16 +171,11 @@ fn whole(random: &mut Random, field: &FieldDescriptor, depth: u64) -> Value {
             unreachable!()
         };
         let value = entry.map_entry_value_field();
-        let entries = (0..random.below(4))
-            .map(|_| (MapKey::String(random.text()), one(random, &value, depth)));
+        let entries = (0..random.below(4)).map(|_| (MapKey::String(random.text()), one(random, &value, depth)));
         return Value::Map(entries.collect());
     }
     if field.is_list() {
-        return Value::List(
-            (0..random.below(4))
-                .map(|_| one(random, field, depth))
-                .collect(),
-        );
+        return Value::List((0..random.below(4)).map(|_| one(random, field, depth)).collect());
     }
     one(random, field, depth)
 }
@@ -218,11 +189,7 @@ fn one(random: &mut Random, field: &FieldDescriptor, depth: u64) -> Value {
         Kind::Bytes => Value::Bytes(random.text().into_bytes().into()),
         Kind::Enum(descriptor) => {
             let numbers: Vec<_> = descriptor.values().map(|value| value.number()).collect();
-            Value::EnumNumber(if random.one_in(8) {
-                -7
-            } else {
-                *random.pick(&numbers)
-            })
+            Value::EnumNumber(if random.one_in(8) { -7 } else { *random.pick(&numbers) })
         }
         Kind::Message(descriptor) if field.is_map() => unreachable!("{}", descriptor.full_name()),
         Kind::Message(descriptor) if descriptor.full_name() == "google.protobuf.Struct" => {
@@ -250,16 +217,13 @@ struct Oracle(MessageDescriptor);
 impl Oracle {
     fn new() -> Self {
         let mut pool = DescriptorPool::global();
-        pool.decode_file_descriptor_set(twinspan::frame::DESCRIPTORS)
-            .unwrap();
+        pool.decode_file_descriptor_set(twinspan::frame::DESCRIPTORS).unwrap();
         Self(pool.get_message_by_name("twinspan.v1.Frame").unwrap())
     }
 
     fn json(message: &DynamicMessage, options: &SerializeOptions) -> String {
         let mut serializer = serde_json::Serializer::new(Vec::new());
-        message
-            .serialize_with_options(&mut serializer, options)
-            .unwrap();
+        message.serialize_with_options(&mut serializer, options).unwrap();
         String::from_utf8(serializer.into_inner()).unwrap()
     }
 
@@ -291,10 +255,7 @@ fn assert_same(ours: &DynamicMessage, theirs: &DynamicMessage, seed: u64) {
     } else {
         ours == theirs
     };
-    assert!(
-        is_same,
-        "seed {seed}\nours:   {ours_json}\ntheirs: {theirs_json}"
-    );
+    assert!(is_same, "seed {seed}\nours:   {ours_json}\ntheirs: {theirs_json}");
 }
 
 fn read_json(text: &str, types: &Types) -> Frame {
@@ -302,8 +263,7 @@ fn read_json(text: &str, types: &Types) -> Frame {
         ignore_unknown: false,
         types,
     };
-    Frame::from_json(&Str::from(text), &rules)
-        .unwrap_or_else(|refused| panic!("{refused:?}: {text}"))
+    Frame::from_json(&Str::from(text), &rules).unwrap_or_else(|refused| panic!("{refused:?}: {text}"))
 }
 
 fn read_wire(wire: &[u8], types: &Types) -> Frame {
@@ -311,8 +271,7 @@ fn read_wire(wire: &[u8], types: &Types) -> Frame {
         ignore_unknown: false,
         types,
     };
-    Frame::from_wire(&Bytes::copy_from_slice(wire), &rules)
-        .unwrap_or_else(|refused| panic!("{refused:?}"))
+    Frame::from_wire(&Bytes::copy_from_slice(wire), &rules).unwrap_or_else(|refused| panic!("{refused:?}"))
 }
 
 fn json(frame: &Frame, types: &Types) -> String {
@@ -336,12 +295,9 @@ fn plain(text: &str) -> serde_json::Value {
         match value {
             Value::Number(number) => (number.as_f64().unwrap() + 0.0).into(),
             Value::Array(items) => Value::Array(items.into_iter().map(walk).collect()),
-            Value::Object(members) => Value::Object(
-                members
-                    .into_iter()
-                    .map(|(name, value)| (name, walk(value)))
-                    .collect(),
-            ),
+            Value::Object(members) => {
+                Value::Object(members.into_iter().map(|(name, value)| (name, walk(value))).collect())
+            }
             other => other,
         }
     }
@@ -370,17 +326,9 @@ fn random_frames_are_the_same_in_both_forms() {
             let text = Oracle::json(&original, options);
             let from_json = read_json(&text, &types);
             assert_same(&oracle.read_wire(&wire(&from_json)), &original, seed);
-            assert_eq!(
-                plain(&json(&from_json, &types)),
-                plain(&canonical),
-                "seed {seed}"
-            );
+            assert_eq!(plain(&json(&from_json, &types)), plain(&canonical), "seed {seed}");
         }
-        assert_same(
-            &oracle.read_wire(&wire(&read_json(&ours, &types))),
-            &original,
-            seed,
-        );
+        assert_same(&oracle.read_wire(&wire(&read_json(&ours, &types))), &original, seed);
         assert_eq!(
             Frame::decode(&*original.encode_to_vec()).unwrap(),
             from_wire,
@@ -463,15 +411,9 @@ fn broken_frames_are_refused_or_read_alike() {
         }
         if let Ok(frame) = Frame::from_wire(&Bytes::from(bytes), &rules) {
             let again = read_json(&json(&frame, &types), &types);
-            assert_same(
-                &oracle.read_wire(&wire(&frame)),
-                &oracle.read_wire(&wire(&again)),
-                seed,
-            );
+            assert_same(&oracle.read_wire(&wire(&frame)), &oracle.read_wire(&wire(&again)), seed);
         }
-        if let Ok(Ok(frame)) =
-            String::from_utf8(text).map(|text| Frame::from_json(&Str::from(text), &rules))
-        {
+        if let Ok(Ok(frame)) = String::from_utf8(text).map(|text| Frame::from_json(&Str::from(text), &rules)) {
             assert_eq!(read_wire(&wire(&frame), &types), frame, "seed {seed}");
         }
     }
