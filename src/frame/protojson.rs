@@ -324,7 +324,7 @@ impl<'t> Reader<'t> {
             return Ok(Cow::Borrowed(raw));
         }
         let mut out = Vec::with_capacity(string.len);
-        scan::unescape(raw.as_bytes(), &mut out);
+        scan::unescape(raw.as_bytes(), 0, &mut out);
         String::from_utf8(out)
             .map(Cow::Owned)
             .map_err(|_| flaw(What::Utf8, start).into())
