@@ -300,18 +300,14 @@ impl Frame {
     /// Reads a frame as protobuf. Its text and bytes are slices of `bytes`.
     #[allow(clippy::result_large_err, reason = "a frame is larger still")]
     pub fn from_wire(bytes: &Bytes, rules: &Rules) -> Result<Self, Undecodable> {
-        let mut frame = Self::default();
-        match frame.merge_wire(bytes, Some(rules.types)) {
-            Ok(()) => Ok(frame),
-            Err(fault) => {
-                let (id, session_id) = names_in(bytes);
-                Err(Undecodable {
-                    refusal: fault.into(),
-                    id,
-                    session_id,
-                })
-            }
+        // The frame is made where it is returned: it is large enough for moves to be felt.
+        let mut result = Ok(Self::default());
+        if let Ok(frame) = &mut result
+            && let Err(fault) = frame.merge_wire(bytes, Some(rules.types))
+        {
+            result = Err(undecodable(bytes, fault));
         }
+        result
     }
 
     fn merge_wire(&mut self, bytes: &Bytes, types: Option<&Types>) -> Result<(), Fault> {
@@ -469,8 +465,17 @@ fn take_field(bytes: &Bytes, at: usize) -> Result<(u64, Raw<'_>, usize), Flaw> {
     }
 }
 
-/// What can be read of the names in a frame that is not one.
 #[cold]
+fn undecodable(bytes: &Bytes, fault: Fault) -> Undecodable {
+    let (id, session_id) = names_in(bytes);
+    Undecodable {
+        refusal: fault.into(),
+        id,
+        session_id,
+    }
+}
+
+/// What can be read of the names in a frame that is not one.
 fn names_in(bytes: &Bytes) -> (Str, Str) {
     let (mut id, mut session_id) = (Str::EMPTY, Str::EMPTY);
     let mut at = 0;
