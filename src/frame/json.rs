@@ -15,18 +15,14 @@ impl Frame {
     pub fn from_json(text: &Str, rules: &Rules) -> Result<Self, Undecodable> {
         let mut reader = Reader::new(text, Some(text));
         reader.ignore_unknown = rules.ignore_unknown;
-        let mut frame = Self::default();
-        match frame.read_json(&mut reader, rules.types).and_then(|()| reader.end()) {
-            Ok(()) => Ok(frame),
-            Err(fault) => {
-                let (id, session_id) = names_in(text);
-                Err(Undecodable {
-                    refusal: fault.into(),
-                    id,
-                    session_id,
-                })
-            }
+        // The frame is made where it is returned: it is large enough for moves to be felt.
+        let mut result = Ok(Self::default());
+        if let Ok(frame) = &mut result
+            && let Err(fault) = frame.read_json(&mut reader, rules.types)
+        {
+            result = Err(undecodable(text, fault));
         }
+        result
     }
 
     fn read_json(&mut self, reader: &mut Reader<'_>, types: &Types) -> Result<(), Fault> {
@@ -46,23 +42,28 @@ impl Frame {
                     .map_err(|fault| fault.within(field))?;
             }
         }
-        Ok(())
+        reader.end()
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_header(&mut self, number: u32, reader: &mut Reader<'_>) -> Result<(), Fault> {
         if reader.null()? {
             return Ok(());
         }
         match number {
-            1 => self.id = reader.str()?,
-            2 => self.session_id = reader.str()?,
-            3 => self.r#type = reader.str()?,
+            1..=3 | 8 => {
+                let text = reader.str()?;
+                match number {
+                    1 => self.id = text,
+                    2 => self.session_id = text,
+                    3 => self.r#type = text,
+                    _ => self.reply_to = text,
+                }
+            }
             4 => self.timestamp = Some(reader.timestamp()?),
             5 => Arc::make_mut(self.from.get_or_insert_default()).read_json(reader)?,
             6 => Arc::make_mut(self.to.get_or_insert_default()).read_json(reader)?,
             7 => self.seq = reader.u64()?,
-            8 => self.reply_to = reader.str()?,
             9 => self.last = reader.bool()?,
             10 => self.ephemeral = reader.bool()?,
             11 => self.options.get_or_insert_default().read_json(reader)?,
@@ -218,6 +219,16 @@ fn field_by_name(name: &str) -> Option<(u32, &'static str)> {
         "error" => (22, "error"),
         _ => return wire::control_by_name(name),
     })
+}
+
+#[cold]
+fn undecodable(text: &Str, fault: Fault) -> Undecodable {
+    let (id, session_id) = names_in(text);
+    Undecodable {
+        refusal: fault.into(),
+        id,
+        session_id,
+    }
 }
 
 /// What can be read of the names in a frame that is not one: its members as far as they can be told apart.

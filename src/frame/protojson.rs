@@ -224,7 +224,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The name of the next member of an object, if there is one more.
-    #[inline]
+    #[inline(always)]
     pub fn member(&mut self, first: &mut bool) -> Result<Option<Cow<'t, str>>, Fault> {
         match self.peek() {
             b'}' => {
@@ -313,24 +313,31 @@ impl<'t> Reader<'t> {
     }
 
     /// A string, borrowed from the text where it has no escapes.
-    #[inline]
+    #[inline(always)]
     fn cow(&mut self) -> Result<Cow<'t, str>, Fault> {
         let text = self.text;
         let start = self.at + 1;
-        let string = scan::string(text.as_bytes(), start)?;
-        self.move_to(string.close + 1);
-        let raw = &text[start..string.close];
-        if !string.has_escapes(start) {
-            return Ok(Cow::Borrowed(raw));
+        let close = scan::plain_end(text.as_bytes(), start);
+        if byte(text.as_bytes(), close) != b'"' {
+            return self.string_with_escapes();
         }
-        let mut out = Vec::with_capacity(string.len);
-        scan::unescape(raw.as_bytes(), &mut out);
+        self.move_to(close + 1);
+        Ok(Cow::Borrowed(&text[start..close]))
+    }
+
+    #[inline(never)]
+    fn string_with_escapes(&mut self) -> Result<Cow<'t, str>, Fault> {
+        let start = self.at + 1;
+        let string = scan::string(self.text.as_bytes(), start)?;
+        let mut out = Vec::with_capacity(string.len + 8);
+        scan::unescape(self.text.as_bytes(), start, &mut out);
+        self.move_to(string.close + 1);
         String::from_utf8(out)
             .map(Cow::Owned)
             .map_err(|_| flaw(What::Utf8, start).into())
     }
 
-    #[inline]
+    #[inline(always)]
     fn quoted(&mut self) -> Result<Cow<'t, str>, Fault> {
         if self.peek() != b'"' {
             return Err(self.wanted("must be a string"));
@@ -344,7 +351,7 @@ impl<'t> Reader<'t> {
     }
 
     /// Reads a string, as a slice of the source where it has no escapes.
-    #[inline]
+    #[inline(always)]
     pub(super) fn str(&mut self) -> Result<Str, Fault> {
         let text = self.quoted()?;
         Ok(match (text, self.source) {

@@ -116,12 +116,6 @@ pub(super) fn specials(word: u64) -> u64 {
         & HIGHS
 }
 
-/// Whether a byte cannot stand in a string as it is.
-#[inline(always)]
-pub(super) fn is_special(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
 /// The next eight bytes.
 #[inline(always)]
 pub(super) fn word(text: &[u8], at: usize) -> Option<u64> {
@@ -130,12 +124,19 @@ pub(super) fn word(text: &[u8], at: usize) -> Option<u64> {
         .map(|chunk| u64::from_le_bytes(*chunk))
 }
 
+/// Whether no byte of a block cannot stand in a string as it is. Written so that the compiler makes it vector code.
+#[inline(always)]
+pub(super) fn is_plain(block: &[u8; 32]) -> bool {
+    let is_special = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
+    !block.iter().fold(false, |any, &byte| any | is_special(byte))
+}
+
 /// The place of the first byte, from `at` on, that cannot stand in a string as it is; the end if there is none.
 #[inline(always)]
 pub(super) fn plain_end(text: &[u8], mut at: usize) -> usize {
-    for _ in 0..4 {
+    for _ in 0..3 {
         let Some(word) = word(text, at) else {
-            return plain_end_slow(text, at);
+            return plain_end_of_tail(text, at);
         };
         let marks = specials(word);
         if marks != 0 {
@@ -143,14 +144,13 @@ pub(super) fn plain_end(text: &[u8], mut at: usize) -> usize {
         }
         at += 8;
     }
-    plain_end_long(text, at)
+    plain_end_of_long(text, at)
 }
 
 #[inline(never)]
-fn plain_end_long(text: &[u8], mut at: usize) -> usize {
-    // Written so that the compiler makes it vector code.
-    while let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk::<32>()) {
-        if block.iter().fold(false, |any, &byte| any | is_special(byte)) {
+fn plain_end_of_long(text: &[u8], mut at: usize) -> usize {
+    while let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk()) {
+        if !is_plain(block) {
             break;
         }
         at += 32;
@@ -162,13 +162,47 @@ fn plain_end_long(text: &[u8], mut at: usize) -> usize {
         }
         at += 8;
     }
-    plain_end_slow(text, at)
+    plain_end_of_tail(text, at)
 }
 
+/// Looks at the last bytes, fewer than eight.
 #[inline(never)]
-fn plain_end_slow(text: &[u8], at: usize) -> usize {
-    let rest = text.get(at..).unwrap_or_default();
-    at + rest.iter().position(|&byte| is_special(byte)).unwrap_or(rest.len())
+fn plain_end_of_tail(text: &[u8], at: usize) -> usize {
+    let (tail, len) = tail_word(text, at);
+    at + ((specials(tail).trailing_zeros() / 8) as usize).min(len)
+}
+
+/// The last bytes, fewer than eight, with zeros above them; and how many they are.
+#[inline(always)]
+fn tail_word(text: &[u8], at: usize) -> (u64, usize) {
+    let len = text.len().saturating_sub(at);
+    let tail = match text.last_chunk() {
+        _ if len == 0 || len > 7 => 0,
+        Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * len),
+        None => short_word(&text[at..]),
+    };
+    (tail, len)
+}
+
+/// Up to seven bytes as a word.
+#[inline(always)]
+fn short_word(text: &[u8]) -> u64 {
+    let len = text.len();
+    let half = |at: usize| {
+        text.get(at..)
+            .and_then(|rest| rest.first_chunk::<4>())
+            .map_or(0, |chunk| u64::from(u32::from_le_bytes(*chunk)))
+    };
+    match len {
+        0 => 0,
+        1..=3 => {
+            u64::from(text[0])
+                | u64::from(text[len / 2]) << (8 * (len / 2))
+                | u64::from(text[len - 1]) << (8 * (len - 1))
+        }
+        4..=7 => half(0) | half(len - 4) << (8 * (len - 4)),
+        _ => 0,
+    }
 }
 
 /// A string, as it stands in the text: where its closing quote is, and how many bytes it has without its escapes.
@@ -258,16 +292,68 @@ fn hex4(text: &[u8], at: usize) -> Result<u32, Flaw> {
     })
 }
 
-/// Writes what a string that was checked stands for.
-pub(super) fn unescape(raw: &[u8], out: &mut Vec<u8>) {
-    let mut at = 0;
-    while at < raw.len() {
-        let end = plain_end(raw, at);
-        out.extend_from_slice(&raw[at..end]);
-        if end >= raw.len() {
-            return;
+/// Copies bytes up to the first that cannot stand in a string as it is: its place.
+///
+/// Whole words are written before it is known how much of them counts; that is quicker than to look first and copy then.
+#[inline(always)]
+pub(super) fn copy_plain(text: &[u8], mut at: usize, out: &mut Vec<u8>) -> usize {
+    for _ in 0..3 {
+        let Some(word) = word(text, at) else {
+            return copy_plain_of_tail(text, at, out);
+        };
+        out.extend_from_slice(&word.to_le_bytes());
+        let marks = specials(word);
+        if marks != 0 {
+            let count = (marks.trailing_zeros() / 8) as usize;
+            out.truncate(out.len() - 8 + count);
+            return at + count;
         }
-        at = unescape_one(raw, end, out);
+        at += 8;
+    }
+    copy_plain_of_long(text, at, out)
+}
+
+#[inline(never)]
+fn copy_plain_of_long(text: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
+    let end = plain_end(text, at);
+    out.extend_from_slice(&text[at..end]);
+    end
+}
+
+/// Copies the last bytes, fewer than eight.
+#[inline(always)]
+fn copy_plain_of_tail(text: &[u8], at: usize, out: &mut Vec<u8>) -> usize {
+    let (tail, len) = tail_word(text, at);
+    let count = ((specials(tail).trailing_zeros() / 8) as usize).min(len);
+    out.extend_from_slice(&tail.to_le_bytes());
+    out.truncate(out.len() - 8 + count);
+    at + count
+}
+
+/// Copies up to eight bytes, if none of them is special.
+#[inline(always)]
+pub(super) fn copy_short(text: &[u8], start: usize, end: usize, out: &mut Vec<u8>) -> bool {
+    let Some(word) = word(text, start).filter(|_| end - start <= 8) else {
+        return false;
+    };
+    let unused = 8 - (end - start);
+    // What comes after the part does not count.
+    if unused < 8 && specials(word) << (8 * unused) != 0 {
+        return false;
+    }
+    out.extend_from_slice(&word.to_le_bytes());
+    out.truncate(out.len() - unused);
+    true
+}
+
+/// Writes what a string that was checked stands for, up to its closing quote or the end: the place of that.
+pub(super) fn unescape(text: &[u8], mut at: usize, out: &mut Vec<u8>) -> usize {
+    loop {
+        at = copy_plain(text, at, out);
+        if byte(text, at) != b'\\' {
+            return at;
+        }
+        at = unescape_one(text, at, out);
     }
 }
 
@@ -297,32 +383,34 @@ pub(super) fn unescaped(raw: &[u8]) -> Cow<'_, [u8]> {
         return Cow::Borrowed(raw);
     }
     let mut out = Vec::with_capacity(raw.len());
-    unescape(raw, &mut out);
+    unescape(raw, 0, &mut out);
     Cow::Owned(out)
+}
+
+/// Where the digits that begin at `at` end.
+#[inline(always)]
+fn digits_end(text: &[u8], mut at: usize) -> usize {
+    while byte(text, at).is_ascii_digit() {
+        at += 1;
+    }
+    at
 }
 
 /// Passes over a number, checking how it is written: where it ends.
 #[inline(always)]
 pub(super) fn number(text: &[u8], start: usize) -> Result<usize, Flaw> {
-    let mut at = start + usize::from(byte(text, start) == b'-');
-    let int_start = at;
-    let first = byte(text, at);
-    while byte(text, at).is_ascii_digit() {
-        at += 1;
-    }
+    let int_start = start + usize::from(byte(text, start) == b'-');
+    let mut at = digits_end(text, int_start);
     let int_len = at - int_start;
-    if first == b'0' && int_len > 1 {
-        return Err(flaw(What::Number, start));
-    }
     if int_len == 0 {
         return Err(no_digit(text, at));
     }
+    if int_len > 1 && byte(text, int_start) == b'0' {
+        return Err(flaw(What::Number, start));
+    }
     if byte(text, at) == b'.' {
         let fraction = at + 1;
-        at = fraction;
-        while byte(text, at).is_ascii_digit() {
-            at += 1;
-        }
+        at = digits_end(text, fraction);
         if at == fraction {
             return Err(no_digit(text, at));
         }
@@ -401,19 +489,25 @@ impl Names {
         self.len
     }
 
-    /// Notes a name. False if it may have been there before.
+    /// Notes a name, a part of the text. False if it may have been there before.
     #[inline(always)]
-    pub fn add(&mut self, open: usize, name: &[u8]) -> bool {
-        let print = fingerprint(name);
-        let Some(others) = self.seen.get(open..self.len) else {
-            return false;
-        };
-        let met = others.iter().fold(false, |met, &other| met | (other == print));
-        if met || others.len() >= Self::ROOM_OF_ONE || self.len >= Self::ROOM {
+    pub fn add(&mut self, open: usize, text: &[u8], start: usize, len: usize) -> bool {
+        let print = fingerprint(text, start, len);
+        let mut at = open;
+        while at < self.len {
+            if self.seen.get(at).is_none_or(|&other| other == print) {
+                return false;
+            }
+            at += 1;
+        }
+        if at - open >= Self::ROOM_OF_ONE {
             return false;
         }
-        self.seen[self.len] = print;
-        self.len += 1;
+        let Some(free) = self.seen.get_mut(at) else {
+            return false;
+        };
+        *free = print;
+        self.len = at + 1;
         true
     }
 
@@ -424,29 +518,24 @@ impl Names {
 }
 
 #[inline(always)]
-fn fingerprint(name: &[u8]) -> u32 {
-    let len = name.len();
-    let word = |at: usize| {
-        name.get(at..)
-            .and_then(|rest| rest.first_chunk::<8>())
-            .map_or(0, |chunk| u64::from_le_bytes(*chunk))
+fn fingerprint(text: &[u8], start: usize, len: usize) -> u32 {
+    const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
+    let mixed = if len < 8 {
+        short_part(text, start, len) ^ (len as u64) << 56
+    } else {
+        let tail = word(text, start + len - 8).unwrap_or(0);
+        word(text, start).unwrap_or(0) ^ (tail ^ len as u64).wrapping_mul(ODD).rotate_right(29)
     };
-    let half = |at: usize| {
-        name.get(at..)
-            .and_then(|rest| rest.first_chunk::<4>())
-            .map_or(0, |chunk| u64::from(u32::from_le_bytes(*chunk)))
-    };
-    let (head, tail) = match len {
-        0 => (0, 0),
-        1..=3 => (
-            u64::from(name[0]) | u64::from(name[len / 2]) << 8,
-            u64::from(name[len - 1]),
-        ),
-        4..=7 => (half(0), half(len - 4)),
-        _ => (word(0), word(len - 8)),
-    };
-    let mixed = (head ^ tail.rotate_left(29) ^ len as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    ((mixed ^ (tail >> 7)).wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 32) as u32
+    (mixed.wrapping_mul(ODD) >> 32) as u32
+}
+
+/// Up to seven bytes of the text as a word.
+#[inline(always)]
+pub(super) fn short_part(text: &[u8], start: usize, len: usize) -> u64 {
+    match word(text, start) {
+        Some(word) => word & !(u64::MAX << (8 * len)),
+        None => short_word(text.get(start..start + len).unwrap_or_default()),
+    }
 }
 
 /// Whether any name stands twice.
@@ -470,7 +559,7 @@ impl<'t> Checker<'t> {
     }
 
     /// Checks the value that begins at `at`, with at most `depth` levels: where it ends.
-    #[inline]
+    #[inline(always)]
     pub fn value(&mut self, at: usize, depth: u32) -> Result<usize, Flaw> {
         let text = self.text;
         match byte(text, at) {
@@ -494,6 +583,7 @@ impl<'t> Checker<'t> {
         }
     }
 
+    #[inline(never)]
     fn array(&mut self, start: usize, depth: u32) -> Result<usize, Flaw> {
         let text = self.text;
         let Some(depth) = depth.checked_sub(1) else {
@@ -513,6 +603,7 @@ impl<'t> Checker<'t> {
         }
     }
 
+    #[inline(never)]
     fn object(&mut self, start: usize, depth: u32) -> Result<usize, Flaw> {
         let text = self.text;
         let Some(depth) = depth.checked_sub(1) else {
@@ -529,7 +620,7 @@ impl<'t> Checker<'t> {
                 return Err(self.unexpected(at));
             }
             let name = string(text, at + 1)?;
-            certain &= !name.has_escapes(at + 1) && self.names.add(open, &text[at + 1..name.close]);
+            certain &= !name.has_escapes(at + 1) && self.names.add(open, text, at + 1, name.len);
             at = skip_space(text, name.close + 1);
             if byte(text, at) != b':' {
                 return Err(self.unexpected(at));
@@ -725,10 +816,13 @@ mod tests {
     fn finds_specials_at_every_offset() {
         for len in 0..100 {
             for special in [b'"', b'\\', 0x1F, 0] {
-                let mut text = vec![0xC3; len];
-                text.push(special);
-                text.extend_from_slice(&[b'x'; 40]);
-                assert_eq!(plain_end(&text, 0), len);
+                for more in 0..40 {
+                    let mut text = vec![if len % 2 == 0 { 0xC3 } else { b' ' }; len];
+                    assert_eq!(plain_end(&text, len / 3), len);
+                    text.push(special);
+                    text.extend_from_slice(&vec![special; more]);
+                    assert_eq!(plain_end(&text, len / 3), len);
+                }
             }
         }
     }

@@ -7,7 +7,7 @@
 //! row of `0a length Value`, a Struct a row of `0a length (0a length name, 12 length Value)`.
 
 use super::scan::{self, byte, skip_space};
-use super::wire::{put_varint, put_varint_at, take_len, varint_len};
+use super::wire::{Entry, put_varint, put_varint_at, take_entry, take_part, varint_len};
 
 /// Writes the JSON value at `at` as a Value: where it ends.
 pub(super) fn to_wire(text: &str, at: usize, out: &mut Vec<u8>) -> usize {
@@ -24,18 +24,125 @@ pub(super) fn to_wire(text: &str, at: usize, out: &mut Vec<u8>) -> usize {
         widths: [1; WIDTHS],
     };
     to.widths[0] = width;
-    to.value(skip_space(text, at), Place::Alone, 0)
+    to.value(skip_space(text, at), Alone, 0)
 }
 
 const WIDTHS: usize = scan::MAX_DEPTH as usize + 1;
 
 /// What a value is written into, which decides what comes before it.
-#[derive(Clone, Copy)]
-enum Place<'t> {
+trait Place: Copy {
+    const KIND: Kind;
+
+    /// Writes what comes before a value of `len` bytes.
+    fn put_head(self, text: &[u8], out: &mut Vec<u8>, len: usize);
+
+    /// Writes what comes before the length of a value of yet unknown length, with room for a length of `width` around it.
+    fn put_open_head(self, text: &[u8], out: &mut Vec<u8>, width: usize);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
     Alone,
     List,
-    Entry { name: &'t [u8], len: usize },
+    Entry,
 }
+
+/// A value by itself.
+#[derive(Clone, Copy)]
+struct Alone;
+
+/// A value in a list.
+#[derive(Clone, Copy)]
+struct Item;
+
+/// A value in an object: where its name begins, and how long that is with its escapes and without.
+#[derive(Clone, Copy)]
+struct Member {
+    start: usize,
+    raw_len: usize,
+    len: usize,
+}
+
+impl Place for Alone {
+    const KIND: Kind = Kind::Alone;
+
+    fn put_head(self, _text: &[u8], _out: &mut Vec<u8>, _len: usize) {}
+
+    fn put_open_head(self, _text: &[u8], _out: &mut Vec<u8>, _width: usize) {}
+}
+
+impl Place for Item {
+    const KIND: Kind = Kind::List;
+
+    #[inline(always)]
+    fn put_head(self, _text: &[u8], out: &mut Vec<u8>, len: usize) {
+        if len < 0x80 {
+            return out.extend_from_slice(&[0x0A, len as u8]);
+        }
+        out.push(0x0A);
+        put_varint(out, len as u64);
+    }
+
+    fn put_open_head(self, _text: &[u8], _out: &mut Vec<u8>, _width: usize) {}
+}
+
+impl Place for Member {
+    const KIND: Kind = Kind::Entry;
+
+    #[inline(always)]
+    fn put_head(self, text: &[u8], out: &mut Vec<u8>, len: usize) {
+        let entry = 2 + varint_len(self.len as u64) + self.len + varint_len(len as u64) + len;
+        if entry < 0x80 {
+            out.extend_from_slice(&[0x0A, entry as u8, 0x0A, self.len as u8]);
+            self.put_text(text, out);
+            return out.extend_from_slice(&[0x12, len as u8]);
+        }
+        out.push(0x0A);
+        put_varint(out, entry as u64);
+        self.put_name(text, out);
+        out.push(0x12);
+        put_varint(out, len as u64);
+    }
+
+    #[inline(always)]
+    fn put_open_head(self, text: &[u8], out: &mut Vec<u8>, width: usize) {
+        out.push(0x0A);
+        out.extend_from_slice(&ROOM[..width]);
+        self.put_name(text, out);
+    }
+}
+
+impl Member {
+    #[inline(always)]
+    fn put_name(self, text: &[u8], out: &mut Vec<u8>) {
+        out.push(0x0A);
+        put_varint(out, self.len as u64);
+        self.put_text(text, out);
+    }
+
+    #[inline(always)]
+    fn put_text(self, text: &[u8], out: &mut Vec<u8>) {
+        if self.len == self.raw_len {
+            put_part(text, self.start, self.len, out);
+        } else {
+            scan::unescape(text, self.start, out);
+        }
+    }
+}
+
+/// Copies a part of the text. Most are short, and a copy of fixed size, of which not all counts, is the quickest.
+#[inline(always)]
+fn put_part(text: &[u8], start: usize, len: usize, out: &mut Vec<u8>) {
+    match text.get(start..).and_then(|rest| rest.first_chunk::<16>()) {
+        Some(chunk) if len <= 16 => {
+            out.extend_from_slice(chunk);
+            out.truncate(out.len() - 16 + len);
+        }
+        _ => out.extend_from_slice(&text[start..start + len]),
+    }
+}
+
+const ROOM: [u8; 5] = [0; 5];
 
 struct ToWire<'t, 'o> {
     text: &'t [u8],
@@ -44,29 +151,30 @@ struct ToWire<'t, 'o> {
     widths: [u8; WIDTHS],
 }
 
-impl<'t> ToWire<'t, '_> {
-    fn value(&mut self, at: usize, place: Place<'t>, depth: usize) -> usize {
-        let text = self.text;
-        match byte(text, at) {
+impl ToWire<'_, '_> {
+    #[inline(always)]
+    fn value<P: Place>(&mut self, at: usize, place: P, depth: usize) -> usize {
+        match byte(self.text, at) {
             b'"' => self.string(at + 1, place),
             b'{' | b'[' => self.container(at, place, depth),
-            b't' => self.short(place, &[0x20, 1], at + 4),
-            b'f' => self.short(place, &[0x20, 0], at + 5),
-            b'n' => self.short(place, &[0x08, 0], at + 4),
+            b't' => self.short(place, [0x20, 1], at + 4),
+            b'f' => self.short(place, [0x20, 0], at + 5),
+            b'n' => self.short(place, [0x08, 0], at + 4),
             _ => self.number(at, place),
         }
     }
 
-    fn short(&mut self, place: Place<'t>, body: &[u8; 2], end: usize) -> usize {
-        self.head(place, 2);
-        self.out.extend_from_slice(body);
+    #[inline(always)]
+    fn short<P: Place>(&mut self, place: P, body: [u8; 2], end: usize) -> usize {
+        place.put_head(self.text, self.out, 2);
+        self.out.extend_from_slice(&body);
         end
     }
 
-    #[inline]
-    fn number(&mut self, at: usize, place: Place<'t>) -> usize {
+    #[inline(always)]
+    fn number<P: Place>(&mut self, at: usize, place: P) -> usize {
         let (value, end) = read_number(self.text, at);
-        self.head(place, 9);
+        place.put_head(self.text, self.out, 9);
         let mut body = [0x11; 9];
         body[1..].copy_from_slice(&value.to_le_bytes());
         self.out.extend_from_slice(&body);
@@ -74,113 +182,77 @@ impl<'t> ToWire<'t, '_> {
         end.max(at + 1)
     }
 
-    #[inline]
-    fn string(&mut self, start: usize, place: Place<'t>) -> usize {
+    #[inline(always)]
+    fn string<P: Place>(&mut self, start: usize, place: P) -> usize {
         let text = self.text;
-        let Ok(string) = scan::string(text, start) else {
-            return text.len();
-        };
-        self.head(place, 1 + varint_len(string.len as u64) + string.len);
-        self.out.push(0x1A);
-        put_varint(self.out, string.len as u64);
-        self.plain(&text[start..string.close], string.len);
-        string.close + 1
-    }
-
-    /// Writes what a string stands for, given how long that is.
-    #[inline]
-    fn plain(&mut self, raw: &[u8], len: usize) {
-        if raw.len() == len {
-            self.out.extend_from_slice(raw);
+        let close = scan::plain_end(text, start);
+        if byte(text, close) != b'"' {
+            return self.string_with_escapes(start, close, place);
+        }
+        let len = close - start;
+        place.put_head(text, self.out, 1 + varint_len(len as u64) + len);
+        if len < 0x80 {
+            self.out.extend_from_slice(&[0x1A, len as u8]);
         } else {
-            scan::unescape(raw, self.out);
+            self.out.push(0x1A);
+            put_varint(self.out, len as u64);
         }
+        put_part(text, start, len, self.out);
+        close + 1
     }
 
-    /// Writes what comes before a value of `len` bytes.
-    #[inline]
-    fn head(&mut self, place: Place<'t>, len: usize) {
-        match place {
-            Place::Alone => {}
-            Place::List if len < 0x80 => self.out.extend_from_slice(&[0x0A, len as u8]),
-            Place::List => {
-                self.out.push(0x0A);
-                put_varint(self.out, len as u64);
-            }
-            Place::Entry { name, len: name_len } => {
-                let entry = 2 + varint_len(name_len as u64) + name_len + varint_len(len as u64) + len;
-                if entry < 0x80 {
-                    self.out.extend_from_slice(&[0x0A, entry as u8, 0x0A, name_len as u8]);
-                    self.plain(name, name_len);
-                    self.out.extend_from_slice(&[0x12, len as u8]);
-                } else {
-                    self.out.push(0x0A);
-                    put_varint(self.out, entry as u64);
-                    self.name(name, name_len);
-                    self.out.push(0x12);
-                    put_varint(self.out, len as u64);
-                }
-            }
-        }
-    }
-
-    fn name(&mut self, name: &[u8], len: usize) {
-        self.out.push(0x0A);
-        put_varint(self.out, len as u64);
-        self.plain(name, len);
+    /// Writes a string whose length will be known when it has been written.
+    #[inline(never)]
+    fn string_with_escapes<P: Place>(&mut self, start: usize, first_escape: usize, place: P) -> usize {
+        let width = if first_escape - start < 48 { 1 } else { 2 };
+        let open = self.open(place, 0x1A, width);
+        let close = scan::unescape(self.text, start, self.out);
+        self.close(&open);
+        close + 1
     }
 
     /// Writes an array or object: first with room for lengths of the width guessed, then, when they are known, in the
     /// widths that they need.
-    fn container(&mut self, start: usize, place: Place<'t>, depth: usize) -> usize {
-        let text = self.text;
+    #[inline(never)]
+    fn container<P: Place>(&mut self, start: usize, place: P, depth: usize) -> usize {
         let Some(&width) = self.widths.get(depth) else {
-            return text.len();
+            return self.text.len();
         };
-        let width = usize::from(width);
-        const ROOM: [u8; 5] = [0; 5];
-        let begin = self.out.len();
-        // From `tail` on: [12 V] kind S, where the part in brackets is missing in the outermost value, and 0a V in a list.
-        match place {
-            Place::Alone => {}
-            Place::List => {}
-            Place::Entry { name, len } => {
-                self.out.push(0x0A);
-                self.out.extend_from_slice(&ROOM[..width]);
-                self.name(name, len);
-            }
-        }
-        let tail = self.out.len();
-        match place {
-            Place::Alone => {}
-            Place::List => self.out.push(0x0A),
-            Place::Entry { .. } => self.out.push(0x12),
-        }
-        if !matches!(place, Place::Alone) {
-            self.out.extend_from_slice(&ROOM[..width]);
-        }
-        let is_object = byte(text, start) == b'{';
-        self.out.push(if is_object { 0x2A } else { 0x32 });
-        self.out.extend_from_slice(&ROOM[..width]);
-        let body = self.out.len();
+        let is_object = byte(self.text, start) == b'{';
+        let open = self.open(place, if is_object { 0x2A } else { 0x32 }, width.into());
         let end = if is_object {
             self.members(start, depth + 1)
         } else {
             self.elements(start, depth + 1)
         };
-        let widest = self.close(&Open {
-            begin,
-            tail,
-            body,
-            width,
-            place: place.kind(),
-        });
-        self.widths[depth] = widest as u8;
+        self.widths[depth] = self.close(&open) as u8;
         end
     }
 
-    /// Fills in the lengths of an array or object that is complete: the widest of them.
-    #[inline]
+    /// Writes what comes before a value whose length is not known yet. From `tail` on: `12 V tag S` in an object, `0a V tag
+    /// S` in a list, `tag S` alone, where V and S are the lengths.
+    #[inline(always)]
+    fn open<P: Place>(&mut self, place: P, tag: u8, width: usize) -> Open {
+        let begin = self.out.len();
+        place.put_open_head(self.text, self.out, width);
+        let tail = self.out.len();
+        if P::KIND != Kind::Alone {
+            self.out.push(if P::KIND == Kind::List { 0x0A } else { 0x12 });
+            self.out.extend_from_slice(&ROOM[..width]);
+        }
+        self.out.push(tag);
+        self.out.extend_from_slice(&ROOM[..width]);
+        Open {
+            begin,
+            tail,
+            body: self.out.len(),
+            width,
+            place: P::KIND,
+        }
+    }
+
+    /// Fills in the lengths of a value that is complete: the width of the widest of them.
+    #[inline(always)]
     fn close(&mut self, open: &Open) -> usize {
         let len = self.out.len() - open.body;
         let inner = varint_len(len as u64);
@@ -234,8 +306,8 @@ impl<'t> ToWire<'t, '_> {
         let body = kind + 1 + inner;
         let tag = self.out[open.body - open.width - 1];
         let len = old - open.body;
-        if body > open.body {
-            self.out.resize(body + len, 0);
+        if let Some(more) = body.checked_sub(open.body) {
+            self.out.extend_from_slice(&[0; 16][..more]);
         }
         let name = open.begin + 1 + open.width..open.tail;
         if tail > open.tail {
@@ -265,7 +337,7 @@ impl<'t> ToWire<'t, '_> {
         let text = self.text;
         let mut at = skip_space(text, start + 1);
         while at < text.len() && byte(text, at) != b']' {
-            at = skip_space(text, self.value(at, Place::List, depth));
+            at = skip_space(text, self.value(at, Item, depth));
             if byte(text, at) == b',' {
                 at = skip_space(text, at + 1);
             }
@@ -280,13 +352,14 @@ impl<'t> ToWire<'t, '_> {
             let Ok(name) = scan::string(text, at + 1) else {
                 return text.len();
             };
-            let place = Place::Entry {
-                name: &text[at + 1..name.close],
+            let member = Member {
+                start: at + 1,
+                raw_len: name.close - at - 1,
                 len: name.len,
             };
             at = skip_space(text, name.close + 1);
             at = skip_space(text, at + 1);
-            at = skip_space(text, self.value(at, place, depth));
+            at = skip_space(text, self.value(at, member, depth));
             if byte(text, at) == b',' {
                 at = skip_space(text, at + 1);
             }
@@ -295,24 +368,7 @@ impl<'t> ToWire<'t, '_> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Alone,
-    List,
-    Entry,
-}
-
-impl Place<'_> {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Alone => Kind::Alone,
-            Self::List => Kind::List,
-            Self::Entry { .. } => Kind::Entry,
-        }
-    }
-}
-
-/// An array or object being written.
+/// A value being written whose length is not known yet.
 struct Open {
     begin: usize,
     tail: usize,
@@ -321,7 +377,7 @@ struct Open {
     place: Kind,
 }
 
-/// Where the lengths before an array or object go.
+/// Where the lengths before such a value go.
 struct Head {
     outer: usize,
     middle: usize,
@@ -389,98 +445,134 @@ fn read_any_number(text: &[u8], start: usize, mut at: usize) -> (f64, usize) {
 
 /// Writes a Value as JSON.
 pub(super) fn to_text(wire: &[u8], out: &mut Vec<u8>) {
-    let Some((&tag, rest)) = wire.split_first() else {
-        return out.extend_from_slice(b"null");
-    };
-    match tag {
-        0x11 => match rest.first_chunk() {
-            Some(body) => put_number(out, f64::from_le_bytes(*body)),
-            None => out.push(b'0'),
-        },
-        0x1A => {
-            let (string, _) = take_len(rest, 0).unwrap_or_default();
-            put_string(out, string);
-        }
-        0x20 => {
-            let is_true = rest.iter().any(|&byte| byte & 0x7F != 0);
-            out.extend_from_slice(if is_true { b"true" } else { b"false" });
-        }
-        0x2A => struct_to_text(take_len(rest, 0).unwrap_or_default().0, out),
-        0x32 => list_to_text(take_len(rest, 0).unwrap_or_default().0, out),
-        _ => out.extend_from_slice(b"null"),
-    }
+    ToText { wire, out }.value(0, wire.len());
 }
 
-fn list_to_text(list: &[u8], out: &mut Vec<u8>) {
-    out.push(b'[');
-    let mut at = 0;
-    while at < list.len() {
-        let Some((value, end)) = take_len(list, at + 1) else {
-            break;
-        };
-        if at > 0 {
-            out.push(b',');
-        }
-        to_text(value, out);
-        at = end;
-    }
-    out.push(b']');
+struct ToText<'w, 'o> {
+    wire: &'w [u8],
+    out: &'o mut Vec<u8>,
 }
 
-fn struct_to_text(fields: &[u8], out: &mut Vec<u8>) {
-    out.push(b'{');
-    let mut at = 0;
-    while at < fields.len() {
-        let Some((entry, end)) = take_len(fields, at + 1) else {
-            break;
-        };
-        if at > 0 {
-            out.push(b',');
+impl ToText<'_, '_> {
+    /// Writes the Value between two places.
+    #[inline(always)]
+    fn value(&mut self, at: usize, end: usize) {
+        let wire = self.wire;
+        match byte(wire, at) {
+            0x11 => put_number(self.out, f64::from_bits(scan::word(wire, at + 1).unwrap_or(0))),
+            0x1A => {
+                let (start, end) = take_part(wire, at + 1, end).unwrap_or_default();
+                self.string(start, end);
+            }
+            0x20 => {
+                let is_true = wire[at + 1..end].iter().any(|&byte| byte & 0x7F != 0);
+                self.out.extend_from_slice(if is_true { b"true" } else { b"false" });
+            }
+            0x2A => self.object(at, end),
+            0x32 => self.array(at, end),
+            _ => self.out.extend_from_slice(b"null"),
         }
-        let (name, value) = entry_parts(entry);
-        put_string(out, name);
-        out.push(b':');
-        to_text(value, out);
-        at = end;
     }
-    out.push(b'}');
+
+    #[inline(always)]
+    fn string(&mut self, start: usize, end: usize) {
+        put_part_as_string(self.out, self.wire, start, end);
+    }
+
+    #[inline(never)]
+    fn array(&mut self, at: usize, end: usize) {
+        let (begin, end) = take_part(self.wire, at + 1, end).unwrap_or_default();
+        self.out.push(b'[');
+        let mut at = begin;
+        while at < end {
+            let Some((start, stop)) = take_part(self.wire, at + 1, end) else {
+                break;
+            };
+            if at > begin {
+                self.out.push(b',');
+            }
+            self.value(start, stop);
+            at = stop;
+        }
+        self.out.push(b']');
+    }
+
+    #[inline(never)]
+    fn object(&mut self, at: usize, end: usize) {
+        let (begin, end) = take_part(self.wire, at + 1, end).unwrap_or_default();
+        self.out.push(b'{');
+        let mut at = begin;
+        while at < end {
+            let Some((start, stop)) = take_part(self.wire, at + 1, end) else {
+                break;
+            };
+            if at > begin {
+                self.out.push(b',');
+            }
+            let entry = entry_parts(self.wire, start, stop);
+            self.string(entry.name.0, entry.name.1);
+            self.out.push(b':');
+            self.value(entry.value.0, entry.value.1);
+            at = stop;
+        }
+        self.out.push(b'}');
+    }
 }
 
 /// The name and the value of an entry, which may come in any order; a name that is empty may be missing.
-#[inline]
-pub(super) fn entry_parts(entry: &[u8]) -> (&[u8], &[u8]) {
-    let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
-    let mut at = 0;
-    while at < entry.len() {
-        let Some((part, end)) = take_len(entry, at + 1) else {
+#[inline(always)]
+pub(super) fn entry_parts(wire: &[u8], at: usize, end: usize) -> Entry {
+    match take_entry(wire, at, end) {
+        Some(entry) => entry,
+        None => unusual_entry_parts(wire, at, end),
+    }
+}
+
+#[inline(never)]
+fn unusual_entry_parts(wire: &[u8], mut at: usize, end: usize) -> Entry {
+    let mut entry = Entry {
+        name: (end, end),
+        value: (end, end),
+    };
+    while at < end {
+        let Some(part) = take_part(wire, at + 1, end) else {
             break;
         };
-        if entry[at] == 0x0A {
-            name = part
+        if wire[at] == 0x0A {
+            entry.name = part
         } else {
-            value = part
+            entry.value = part
         }
-        at = end;
+        at = part.1;
     }
-    (name, value)
+    entry
 }
 
 /// Writes text as a JSON string.
-#[inline]
 pub(super) fn put_string(out: &mut Vec<u8>, text: &[u8]) {
-    out.reserve(text.len() + 2);
+    put_part_as_string(out, text, 0, text.len());
+}
+
+/// Writes a part of some bytes, which is text, as a JSON string.
+#[inline(always)]
+fn put_part_as_string(out: &mut Vec<u8>, bytes: &[u8], start: usize, end: usize) {
     out.push(b'"');
-    let mut at = 0;
-    loop {
-        let end = scan::plain_end(text, at);
-        out.extend_from_slice(&text[at..end]);
-        if end >= text.len() {
-            break;
-        }
-        put_escape(out, text[end]);
-        at = end + 1;
+    if !scan::copy_short(bytes, start, end, out) {
+        put_text(out, &bytes[..end], start);
     }
     out.push(b'"');
+}
+
+#[inline(never)]
+fn put_text(out: &mut Vec<u8>, text: &[u8], mut at: usize) {
+    loop {
+        at = scan::copy_plain(text, at, out);
+        match text.get(at) {
+            Some(&special) => put_escape(out, special),
+            None => return,
+        }
+        at += 1;
+    }
 }
 
 fn put_escape(out: &mut Vec<u8>, byte: u8) {
@@ -534,11 +626,10 @@ fn put_short_decimal(out: &mut Vec<u8>, value: f64) -> bool {
         return false;
     }
     let scaled = size * 1e6;
-    let digits = scaled.round_ties_even();
-    if digits / 1e6 != size {
+    let digits = (scaled + 0.5) as u64;
+    if digits as f64 / 1e6 != size {
         return false;
     }
-    let digits = digits as u64;
     let (whole, mut fraction) = (digits / 1_000_000, digits % 1_000_000);
     if value < 0.0 {
         out.push(b'-');
@@ -550,7 +641,8 @@ fn put_short_decimal(out: &mut Vec<u8>, value: f64) -> bool {
         fraction /= 10;
     }
     let len = text.iter().rposition(|&digit| digit != b'0').map_or(0, |last| last + 1);
-    out.extend_from_slice(&text[..len]);
+    out.extend_from_slice(&text);
+    out.truncate(out.len() - text.len() + len);
     true
 }
 
@@ -566,8 +658,9 @@ pub(super) fn put_integer(out: &mut Vec<u8>, mut value: u64) {
     if value < 10 {
         return out.push(b'0' + value as u8);
     }
-    let mut digits = [0; 20];
-    let mut at = digits.len();
+    // The digits end in the middle, so that twenty bytes can be copied wherever they begin.
+    let mut digits = [0; 40];
+    let mut at = 20;
     while value >= 100 {
         let pair = (value % 100) as usize * 2;
         value /= 100;
@@ -581,7 +674,10 @@ pub(super) fn put_integer(out: &mut Vec<u8>, mut value: u64) {
         at -= 1;
         digits[at] = b'0' + value as u8;
     }
-    out.extend_from_slice(&digits[at..]);
+    if let Some(chunk) = digits.get(at..).and_then(|rest| rest.first_chunk::<20>()) {
+        out.extend_from_slice(chunk);
+        out.truncate(out.len() - at);
+    }
 }
 
 #[cfg(test)]

@@ -67,167 +67,221 @@ fn take_long_varint(wire: &[u8], at: usize) -> Option<(u64, usize)> {
 /// Reads a length and what it speaks of: that, and where it ends.
 #[inline(always)]
 pub(super) fn take_len(wire: &[u8], at: usize) -> Option<(&[u8], usize)> {
-    let (len, start) = take_varint(wire, at)?;
-    let end = start.checked_add(usize::try_from(len).ok()?)?;
+    let (start, end) = take_part(wire, at, wire.len())?;
     Some((wire.get(start..end)?, end))
 }
 
-/// Whether the bytes are text.
+/// Reads a length and finds what it speaks of, which must end within `limit`: where it begins and ends.
 #[inline(always)]
-fn is_text(bytes: &[u8]) -> bool {
+pub(super) fn take_part(wire: &[u8], at: usize, limit: usize) -> Option<(usize, usize)> {
+    let (len, start) = take_varint(wire, at)?;
+    let end = start.checked_add(usize::try_from(len).ok()?)?;
+    (end <= limit).then_some((start, end))
+}
+
+/// Whether a part of the bytes is text.
+#[inline(always)]
+fn is_text(wire: &[u8], start: usize, end: usize) -> bool {
     const HIGHS: u64 = 0x8080_8080_8080_8080;
-    let mut chunks = bytes.chunks_exact(8);
-    let mut any = 0;
-    if bytes.len() <= 64 {
-        for chunk in &mut chunks {
-            any |= chunk.first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk));
+    let len = end - start;
+    if len < 8 {
+        return scan::short_part(wire, start, len) & HIGHS == 0 || is_any_text(wire, start, end);
+    }
+    if len <= 32 {
+        let word = |at| scan::word(wire, at).unwrap_or(HIGHS);
+        let mut any = word(end - 8);
+        let mut at = start;
+        while at + 8 < end {
+            any |= word(at);
+            at += 8;
         }
-        let rest = chunks.remainder().iter().fold(0, |any, &byte| any | byte);
-        if any & HIGHS == 0 && rest < 0x80 {
+        if any & HIGHS == 0 {
             return true;
         }
     }
-    std::str::from_utf8(bytes).is_ok()
+    is_any_text(wire, start, end)
+}
+
+#[inline(never)]
+fn is_any_text(wire: &[u8], start: usize, end: usize) -> bool {
+    wire.get(start..end)
+        .is_some_and(|bytes| std::str::from_utf8(bytes).is_ok())
 }
 
 /// Checks a `google.protobuf.Value`: exactly one kind, UTF-8, finite numbers, no name twice, at most `depth` levels.
 pub(super) fn check_value(wire: &[u8], depth: u32) -> Result<(), Flaw> {
-    ValueChecker {
-        whole: wire,
+    let mut checker = ValueChecker {
+        wire,
         names: Names::new(),
-    }
-    .value(wire, depth)
+    };
+    checker.value(0, wire.len(), depth)
 }
 
 struct ValueChecker<'w> {
-    whole: &'w [u8],
+    wire: &'w [u8],
     names: Names,
 }
 
-impl<'w> ValueChecker<'w> {
-    #[cold]
-    fn flaw(&self, what: What, part: &[u8]) -> Flaw {
-        flaw(
-            what,
-            (part.as_ptr() as usize).saturating_sub(self.whole.as_ptr() as usize),
-        )
-    }
-
-    fn value(&mut self, wire: &'w [u8], depth: u32) -> Result<(), Flaw> {
-        let Some(&tag) = wire.first() else {
-            return Err(self.flaw(What::Kind, wire));
-        };
-        let end = match tag {
-            0x11 => self.number(wire)?,
+impl ValueChecker<'_> {
+    /// Checks the Value between two places.
+    #[inline(always)]
+    fn value(&mut self, at: usize, end: usize, depth: u32) -> Result<(), Flaw> {
+        let wire = self.wire;
+        if at >= end {
+            return Err(flaw(What::Kind, at));
+        }
+        let stop = match scan::byte(wire, at) {
+            0x11 => self.number(at)?,
             0x1A => {
-                let (text, end) = take_len(wire, 1).ok_or_else(|| self.flaw(What::Length, wire))?;
-                if !is_text(text) {
-                    return Err(self.flaw(What::Utf8, text));
+                let (start, stop) = self.part(at, end)?;
+                if !is_text(wire, start, stop) {
+                    return Err(flaw(What::Utf8, start));
                 }
-                end
+                stop
             }
-            0x08 | 0x20 => {
-                let (value, end) = take_varint(wire, 1).ok_or_else(|| self.flaw(What::Varint, wire))?;
-                if tag == 0x08 && value != 0 {
-                    return Err(self.flaw(What::Kind, wire));
-                }
-                end
-            }
-            0x2A | 0x32 => {
-                let (part, end) = take_len(wire, 1).ok_or_else(|| self.flaw(What::Length, wire))?;
-                let Some(depth) = depth.checked_sub(1) else {
-                    return Err(self.flaw(What::TooDeep, wire));
-                };
-                if tag == 0x2A {
-                    self.fields(part, depth)?
-                } else {
-                    self.list(part, depth)?
-                }
-                end
-            }
-            _ => return Err(self.flaw(What::Field, wire)),
+            0x08 | 0x20 => self.varint(at)?,
+            0x2A => self.fields(at, end, depth)?,
+            0x32 => self.list(at, end, depth)?,
+            _ => return Err(flaw(What::Field, at)),
         };
-        if end == wire.len() {
+        if stop == end {
             Ok(())
         } else {
-            Err(self.flaw(What::Kind, &wire[end..]))
+            Err(flaw(What::Kind, stop))
         }
     }
 
-    #[inline]
-    fn number(&self, wire: &[u8]) -> Result<usize, Flaw> {
-        let body = wire[1..].first_chunk().ok_or_else(|| self.flaw(What::Length, wire))?;
-        if !f64::from_le_bytes(*body).is_finite() {
-            return Err(self.flaw(What::NotFinite, wire));
-        }
-        Ok(9)
+    #[inline(always)]
+    fn part(&self, at: usize, end: usize) -> Result<(usize, usize), Flaw> {
+        take_part(self.wire, at + 1, end).ok_or_else(|| flaw(What::Length, at))
     }
 
-    fn list(&mut self, list: &'w [u8], depth: u32) -> Result<(), Flaw> {
-        let mut at = 0;
-        while at < list.len() {
-            if list[at] != 0x0A {
-                return Err(self.flaw(What::Field, &list[at..]));
+    #[inline(always)]
+    fn number(&self, at: usize) -> Result<usize, Flaw> {
+        let Some(bits) = scan::word(self.wire, at + 1) else {
+            return Err(flaw(What::Length, at));
+        };
+        if !f64::from_bits(bits).is_finite() {
+            return Err(flaw(What::NotFinite, at));
+        }
+        Ok(at + 9)
+    }
+
+    #[inline(always)]
+    fn varint(&self, at: usize) -> Result<usize, Flaw> {
+        let (value, stop) = take_varint(self.wire, at + 1).ok_or_else(|| flaw(What::Varint, at))?;
+        if value != 0 && self.wire[at] == 0x08 {
+            return Err(flaw(What::Kind, at));
+        }
+        Ok(stop)
+    }
+
+    #[inline(never)]
+    fn list(&mut self, at: usize, end: usize, depth: u32) -> Result<usize, Flaw> {
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(flaw(What::TooDeep, at));
+        };
+        let (mut at, end) = self.part(at, end)?;
+        while at < end {
+            if scan::byte(self.wire, at) != 0x0A {
+                return Err(flaw(What::Field, at));
             }
-            let (value, end) = take_len(list, at + 1).ok_or_else(|| self.flaw(What::Length, &list[at..]))?;
-            self.value(value, depth)?;
-            at = end;
+            let (start, stop) = self.part(at, end)?;
+            self.value(start, stop, depth)?;
+            at = stop;
         }
-        Ok(())
+        Ok(end)
     }
 
-    fn fields(&mut self, fields: &'w [u8], depth: u32) -> Result<(), Flaw> {
+    #[inline(never)]
+    fn fields(&mut self, at: usize, end: usize, depth: u32) -> Result<usize, Flaw> {
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(flaw(What::TooDeep, at));
+        };
+        let (begin, end) = self.part(at, end)?;
         let open = self.names.open();
         let mut certain = true;
-        let mut at = 0;
-        while at < fields.len() {
-            if fields[at] != 0x0A {
-                return Err(self.flaw(What::Field, &fields[at..]));
+        let mut at = begin;
+        while at < end {
+            if scan::byte(self.wire, at) != 0x0A {
+                return Err(flaw(What::Field, at));
             }
-            let (entry, end) = take_len(fields, at + 1).ok_or_else(|| self.flaw(What::Length, &fields[at..]))?;
-            let (name, value) = self.entry(entry)?;
-            certain &= self.names.add(open, name);
-            self.value(value, depth)?;
-            at = end;
+            let (start, stop) = self.part(at, end)?;
+            let entry = self.entry(start, stop)?;
+            if !is_text(self.wire, entry.name.0, entry.name.1) {
+                return Err(flaw(What::Utf8, entry.name.0));
+            }
+            let name_len = entry.name.1 - entry.name.0;
+            certain &= self.names.add(open, self.wire, entry.name.0, name_len);
+            self.value(entry.value.0, entry.value.1, depth)?;
+            at = stop;
         }
         self.names.close(open);
-        if !certain && scan::any_twice(names_of(fields)) {
-            return Err(self.flaw(What::Duplicate, fields));
+        if !certain && scan::any_twice(names_of(&self.wire[begin..end])) {
+            return Err(flaw(What::Duplicate, begin));
         }
-        Ok(())
+        Ok(end)
     }
 
-    /// The name and the value of an entry: each at most once, in any order.
-    #[inline]
-    fn entry(&self, entry: &'w [u8]) -> Result<(&'w [u8], &'w [u8]), Flaw> {
+    /// The name and the value of an entry: each at most once.
+    #[inline(always)]
+    fn entry(&self, at: usize, end: usize) -> Result<Entry, Flaw> {
+        if let Some(entry) = take_entry(self.wire, at, end) {
+            return Ok(entry);
+        }
+        self.unusual_entry(at, end)
+    }
+
+    #[inline(never)]
+    fn unusual_entry(&self, mut at: usize, end: usize) -> Result<Entry, Flaw> {
         let (mut name, mut value) = (None, None);
-        let mut at = 0;
-        while at < entry.len() {
-            let part = match entry[at] {
+        while at < end {
+            let part = match scan::byte(self.wire, at) {
                 0x0A => &mut name,
                 0x12 => &mut value,
-                _ => return Err(self.flaw(What::Field, &entry[at..])),
+                _ => return Err(flaw(What::Field, at)),
             };
-            let (bytes, end) = take_len(entry, at + 1).ok_or_else(|| self.flaw(What::Length, &entry[at..]))?;
-            if part.replace(bytes).is_some() {
-                return Err(self.flaw(What::Field, &entry[at..]));
+            let found = self.part(at, end)?;
+            if part.replace(found).is_some() {
+                return Err(flaw(What::Field, at));
             }
-            at = end;
+            at = found.1;
         }
-        let name = name.unwrap_or_default();
-        if !is_text(name) {
-            return Err(self.flaw(What::Utf8, name));
-        }
-        Ok((name, value.unwrap_or_default()))
+        Ok(Entry {
+            name: name.unwrap_or((end, end)),
+            value: value.unwrap_or((end, end)),
+        })
     }
+}
+
+/// Where the name and the value of a Struct's entry begin and end.
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    pub name: (usize, usize),
+    pub value: (usize, usize),
+}
+
+/// An entry as everybody writes it: name, value, nothing else.
+#[inline(always)]
+pub(super) fn take_entry(wire: &[u8], at: usize, end: usize) -> Option<Entry> {
+    if scan::byte(wire, at) != 0x0A {
+        return None;
+    }
+    let name = take_part(wire, at + 1, end)?;
+    if scan::byte(wire, name.1) != 0x12 {
+        return None;
+    }
+    let value = take_part(wire, name.1 + 1, end)?;
+    (value.1 == end).then_some(Entry { name, value })
 }
 
 #[cold]
 fn names_of(fields: &[u8]) -> Vec<std::borrow::Cow<'_, [u8]>> {
     let mut names = Vec::new();
     let mut at = 0;
-    while let Some((entry, end)) = take_len(fields, at + 1) {
-        names.push(transcode::entry_parts(entry).0.into());
+    while let Some((start, end)) = take_part(fields, at + 1, fields.len()) {
+        let name = transcode::entry_parts(fields, start, end).name;
+        names.push(fields[name.0..name.1].into());
         at = end;
     }
     names
@@ -246,18 +300,14 @@ impl Frame {
     /// Reads a frame as protobuf. Its text and bytes are slices of `bytes`.
     #[allow(clippy::result_large_err, reason = "a frame is larger still")]
     pub fn from_wire(bytes: &Bytes, rules: &Rules) -> Result<Self, Undecodable> {
-        let mut frame = Self::default();
-        match frame.merge_wire(bytes, Some(rules.types)) {
-            Ok(()) => Ok(frame),
-            Err(fault) => {
-                let (id, session_id) = names_in(bytes);
-                Err(Undecodable {
-                    refusal: fault.into(),
-                    id,
-                    session_id,
-                })
-            }
+        // The frame is made where it is returned: it is large enough for moves to be felt.
+        let mut result = Ok(Self::default());
+        if let Ok(frame) = &mut result
+            && let Err(fault) = frame.merge_wire(bytes, Some(rules.types))
+        {
+            result = Err(undecodable(bytes, fault));
         }
+        result
     }
 
     fn merge_wire(&mut self, bytes: &Bytes, types: Option<&Types>) -> Result<(), Fault> {
@@ -415,8 +465,17 @@ fn take_field(bytes: &Bytes, at: usize) -> Result<(u64, Raw<'_>, usize), Flaw> {
     }
 }
 
-/// What can be read of the names in a frame that is not one.
 #[cold]
+fn undecodable(bytes: &Bytes, fault: Fault) -> Undecodable {
+    let (id, session_id) = names_in(bytes);
+    Undecodable {
+        refusal: fault.into(),
+        id,
+        session_id,
+    }
+}
+
+/// What can be read of the names in a frame that is not one.
 fn names_in(bytes: &Bytes) -> (Str, Str) {
     let (mut id, mut session_id) = (Str::EMPTY, Str::EMPTY);
     let mut at = 0;
@@ -445,7 +504,7 @@ fn slice(part: &[u8], whole: &Bytes) -> Bytes {
 
 #[inline(always)]
 fn text(part: &[u8], whole: &Bytes, field: &'static str) -> Result<Str, Fault> {
-    if !is_text(part) {
+    if !is_text(part, 0, part.len()) {
         return Err(Fault::malformed(What::Utf8.text()).within(field));
     }
     Ok(Str::from_checked(slice(part, whole)))

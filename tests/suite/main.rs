@@ -1,5 +1,5 @@
 //! The integration tests, one binary: scenarios that are written once and run over both faces, the calls, the edges that
-//! strangers touch, and the store's failures.
+//! strangers touch, the store's failures, and frames in both forms.
 
 #![allow(clippy::unwrap_used, reason = "in tests")]
 
@@ -7,6 +7,7 @@ mod calls;
 mod drain;
 mod edges;
 mod harness;
+mod protojson;
 mod requests;
 mod sessions;
 mod store;
