@@ -149,6 +149,17 @@ pub(super) fn plain_end(text: &[u8], mut at: usize) -> usize {
 
 #[inline(never)]
 fn plain_end_of_long(text: &[u8], mut at: usize) -> usize {
+    // Text with escapes is worth a few words more before it is taken for one without.
+    for _ in 0..4 {
+        let Some(word) = word(text, at) else {
+            return plain_end_of_tail(text, at);
+        };
+        let marks = specials(word);
+        if marks != 0 {
+            return at + (marks.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
     while let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk()) {
         if !is_plain(block) {
             break;
@@ -297,7 +308,7 @@ fn hex4(text: &[u8], at: usize) -> Result<u32, Flaw> {
 /// Whole words are written before it is known how much of them counts; that is quicker than to look first and copy then.
 #[inline(always)]
 pub(super) fn copy_plain(text: &[u8], mut at: usize, out: &mut Vec<u8>) -> usize {
-    for _ in 0..3 {
+    for _ in 0..6 {
         let Some(word) = word(text, at) else {
             return copy_plain_of_tail(text, at, out);
         };

@@ -420,3 +420,48 @@ fn broken_frames_are_refused_or_read_alike() {
         }
     }
 }
+
+/// The lines of a golden file.
+fn golden(text: &str) -> Vec<serde_json::Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a golden line must be JSON"))
+        .collect()
+}
+
+fn from_hex(hex: &str) -> Vec<u8> {
+    let digit = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex must be hex");
+    (0..hex.len()).step_by(2).map(digit).collect()
+}
+
+#[test]
+fn golden_frames_are_the_same_in_both_forms() {
+    let types = Types::default();
+    for golden in golden(include_str!("../golden/frames.jsonl")) {
+        let name = golden["name"].as_str().unwrap_or_default();
+        let text = golden["json"].as_str().unwrap_or_default();
+        let bytes = from_hex(golden["hex"].as_str().unwrap_or_default());
+        assert_eq!(json(&read_wire(&bytes, &types), &types), text, "{name}");
+        assert_eq!(wire(&read_json(text, &types)), bytes, "{name}");
+        for other in golden["accepts"].as_array().into_iter().flatten() {
+            let other = other.as_str().unwrap_or_default();
+            assert_eq!(wire(&read_json(other, &types)), bytes, "{name}: {other}");
+        }
+    }
+}
+
+#[test]
+fn golden_refusals_are_refused() {
+    let types = Types::default();
+    let rules = Rules {
+        ignore_unknown: false,
+        types: &types,
+    };
+    for golden in golden(include_str!("../golden/refused.jsonl")) {
+        let read = match (golden["json"].as_str(), golden["hex"].as_str()) {
+            (Some(text), _) => Frame::from_json(&Str::from(text), &rules),
+            (None, hex) => Frame::from_wire(&Bytes::from(from_hex(hex.unwrap_or_default())), &rules),
+        };
+        let reason = read.err().map(|refused| refused.refusal.reason.to_string());
+        assert_eq!(reason.as_deref(), golden["reason"].as_str(), "{golden}");
+    }
+}
