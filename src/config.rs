@@ -174,6 +174,8 @@ settings! {
         "Ended requests that a session remembers, to tell \"over\" from \"never heard of\".";
     "limits.ephemeral_frames" Count limits.ephemeral_frames,
         "Ephemeral and presence frames that wait for the members of a session. Members that lag further behind miss some.";
+    "limits.ephemeral_bytes" Bytes limits.ephemeral_bytes,
+        "Bytes of ephemeral and presence frames that wait for the members of a session; the newest one always does.";
     "limits.tail_frames" Count limits.tail_frames,
         "The newest frames of a session that are at hand for its live members, who read the log for older ones.";
     "limits.outbox_bytes" Bytes limits.outbox_bytes,

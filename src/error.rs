@@ -144,8 +144,6 @@ reasons! {
         "As many requests wait for the role as may (`limits.waiting`). Add workers, or try again later.";
     TooManyRoles "TOO_MANY_ROLES" ResourceExhausted None, final,
         "The connection serves as many roles as it may (`limits.roles`).";
-    HandshakeTimeout "HANDSHAKE_TIMEOUT" DeadlineExceeded None, retry,
-        "The peer connected and asked for nothing. The connection is closed.";
     HeartbeatTimeout "HEARTBEAT_TIMEOUT" Unavailable Some(4000), retry,
         "The peer showed no life for two heartbeat intervals. Connect again and resume.";
     Stalled "STALLED" ResourceExhausted Some(4001), retry,
@@ -158,8 +156,6 @@ reasons! {
         "The session's log cannot be read or written now. Nothing was changed; try again.";
     LogFull "LOG_FULL" ResourceExhausted None, retry,
         "The log has no room for the frame. Nothing was changed; reading goes on. Delete sessions, or give it more room.";
-    Unsupported "UNSUPPORTED" Unimplemented None, final,
-        "This gateway has no such call or subprotocol. The message says what it has.";
     Internal "INTERNAL" Internal Some(1011), final,
         "A fault of the gateway, which its log tells more about.";
 }

@@ -29,6 +29,8 @@ pub struct Limits {
     pub ended_requests: usize,
     /// Ephemeral and presence frames that wait for the members of a session.
     pub ephemeral_frames: usize,
+    /// Bytes of them.
+    pub ephemeral_bytes: usize,
     /// The newest frames of a session that are at hand for its live members.
     pub tail_frames: usize,
     /// Bytes of direct answers to a connection beyond which it is not read from.
@@ -63,6 +65,7 @@ impl Default for Limits {
             dedup_ids: 1_024,
             ended_requests: 256,
             ephemeral_frames: 256,
+            ephemeral_bytes: 1 << 20,
             tail_frames: 1_024,
             outbox_bytes: 1 << 20,
             outbox_frames: 1_024,

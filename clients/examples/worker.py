@@ -25,18 +25,22 @@ def answer(query):
 
 def main(address="127.0.0.1:7080", role="brain"):
     outgoing = queue.SimpleQueue()
-    cancelled = set()
+    at_work = set()
 
     def work(request):
+        held = (request.session_id, request.id)
+
         def reply(**body):
             outgoing.put(pb.Frame(session_id=request.session_id, reply_to=request.id, attempt=request.attempt, **body))
 
-        for word in answer(request.payload.struct_value["query"]).split(" "):
-            if request.id in cancelled:
-                return cancelled.discard(request.id)
+        # A request that asks for nothing has an empty query.
+        for word in answer(request.payload.struct_value.fields["query"].string_value).split(" "):
+            if held not in at_work:
+                return
             reply(type="stream_chunk", text=word + " ")
             time.sleep(PAUSE)
         reply(type="stream_end", final=True)
+        at_work.discard(held)
 
     with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(8) as pool:
         outgoing.put(pb.Frame(serve=pb.Serve(role=role, max_in_flight=8)))
@@ -44,10 +48,11 @@ def main(address="127.0.0.1:7080", role="brain"):
             if frame.WhichOneof("body") == "serving":
                 print(f"serving {role} at {address}", flush=True)
             elif frame.WhichOneof("body") == "cancel":
-                cancelled.add(frame.cancel.request_id)
+                at_work.discard((frame.session_id, frame.cancel.request_id))
             elif frame.WhichOneof("body") == "error":
                 print(f"refused: {frame.error.reason}: {frame.error.message}", flush=True)
             elif frame.attempt:
+                at_work.add((frame.session_id, frame.id))
                 pool.submit(work, frame)
 
 

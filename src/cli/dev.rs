@@ -47,6 +47,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 fn banner(address: SocketAddr, routed: bool) -> String {
     let version = env!("CARGO_PKG_VERSION");
+    // As it was called, which is how it can be called again.
+    let program = std::env::args().next().unwrap_or_else(|| "twinspan".to_owned());
     let to = if routed {
         String::new()
     } else {
@@ -68,7 +70,7 @@ fn banner(address: SocketAddr, routed: bool) -> String {
 
   Ask it something:
 
-    twinspan call {ROLE} --text 'to be or not to be' --url http://{address}
+    {program} call {ROLE} --text 'to be or not to be' --url http://{address}
 
   In a browser's console:
 
@@ -85,7 +87,7 @@ fn banner(address: SocketAddr, routed: bool) -> String {
 
   Watch from another terminal:
 
-    twinspan tail sess-456 --tail 20 --url http://{address}
+    {program} tail sess-456 --tail 20 --url http://{address}
 
   Ctrl-C stops it, after what is open has ended; twice: at once.
 

@@ -15,7 +15,7 @@ pub use outgoing::{asked, cancel};
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Rules, Str, Undecodable, check_id, check_name, pb};
-use crate::router::{Batch, CLIENT_ROLE, Joining, Link, Live, Router, Sender, Serving, View};
+use crate::router::{Batch, CLIENT_ROLE, Joining, Known, Link, Live, Router, Sender, Serving, View};
 use crate::session::Start;
 use crate::session::dispatch::Offer;
 
@@ -292,15 +292,24 @@ impl Connection {
             return self.router.publish_ephemeral(&live, &sender, frame, &mut self.batch);
         }
         match asked {
-            None => self.router.publish(&live, &sender, frame, None, &mut self.batch),
+            None => self
+                .router
+                .publish(&live, &sender, frame, None, &mut self.batch)
+                .map(drop),
             Some(asked) => {
                 let request = frame.id.clone();
-                self.router.expect_answer(&self.link, &live, &request)?;
+                let is_new = self.router.expect_answer(&self.link, &live, &request)?;
                 let published = self.router.publish(&live, &sender, frame, Some(asked), &mut self.batch);
-                if published.is_err() {
+                // Sent again, it may still be answered; refused or over, it is not waited for.
+                let waits = match &published {
+                    Ok(Known::New) => true,
+                    Ok(Known::Duplicate) => self.router.is_open(&live, &request),
+                    Err(_) => false,
+                };
+                if is_new && !waits {
                     self.router.expect_no_answer(&self.link, &live, &request);
                 }
-                published
+                published.map(drop)
             }
         }
     }

@@ -106,11 +106,13 @@ pub(super) struct Places {
     pub seats: Seats,
     pub serves: Vec<(Str, Str, WorkerKey)>,
     pub held: HashMap<Str, (Arc<Live>, usize)>,
-    pub closed: bool,
+    pub retired: bool,
 }
 
 /// Messages that are taken up at once.
 const BATCH_FRAMES: usize = 64;
+/// Messages on their way, beyond which the peer is not read from.
+const QUEUED: usize = 1_024;
 /// Bytes beyond which no more messages are taken up at once.
 const BATCH_BYTES: usize = 64 << 10;
 /// Slices of one vectored write.
@@ -234,9 +236,8 @@ impl Link {
     /// The few milliseconds are over.
     pub(super) fn kick_late(&self) {
         self.soon.store(false, Ordering::SeqCst);
-        let out = self.out();
-        let due = !out.outbox.is_empty() || !out.accepted.is_empty() || self.has_ready.load(Ordering::SeqCst);
-        drop(out);
+        let due = self.with_out(|out| !out.outbox.is_empty() || !out.accepted.is_empty());
+        let due = due || self.has_ready.load(Ordering::SeqCst);
         if due {
             self.kick();
         }
@@ -258,9 +259,21 @@ impl Link {
             Some(refusal) if self.form != Form::Wire => close_frame(refusal),
             _ => Bytes::new(),
         };
+        self.end_by(End { refusal, farewell });
+    }
+
+    /// Ends the connection without a reason, as the peer wants it; with these bytes as the last.
+    pub fn end_with(&self, farewell: Bytes) {
+        self.end_by(End {
+            refusal: None,
+            farewell,
+        });
+    }
+
+    fn end_by(&self, end: End) {
         let mut out = self.out();
         if out.end.is_none() && !out.ended {
-            out.end = Some(Box::new(End { refusal, farewell }));
+            out.end = Some(Box::new(end));
         }
         drop(out);
         self.kick();
@@ -279,7 +292,7 @@ impl Link {
 
     /// Bytes for this connection alone that it has not taken.
     pub(super) fn unread(&self) -> usize {
-        self.out().outbox_bytes
+        self.with_out(|out| out.outbox_bytes)
     }
 
     /// The peer of a pulled link has stopped pulling.
@@ -303,7 +316,7 @@ impl Link {
 
     /// Whether the end has been sent, or can be sent no more.
     pub fn has_ended(&self) -> bool {
-        self.out().ended
+        self.with_out(|out| out.ended)
     }
 
     /// A seat has something new. A kick sends it.
@@ -325,6 +338,15 @@ impl Link {
             return;
         }
         self.write_while_kicked();
+    }
+
+    /// Whoever held the lock looks whether it was kicked meanwhile: those who kicked did not wait.
+    fn with_out<T>(&self, act: impl FnOnce(&mut Out) -> T) -> T {
+        let result = act(&mut self.out());
+        if self.form != Form::Wire {
+            self.write_while_kicked();
+        }
+        result
     }
 
     fn write_while_kicked(&self) {
@@ -389,24 +411,31 @@ impl Link {
 
     /// Whether the peer may be read from: not while it leaves too many answers unread. Wakes the driver when it may again.
     pub fn may_read(&self, frames: usize, bytes: usize) -> bool {
-        let mut out = self.out();
-        out.paused = out.outbox.len() + out.accepted.len() > frames || out.outbox_bytes > bytes;
-        !out.paused
+        self.with_out(|out| {
+            // What is on its way counts too: pings are answered there.
+            out.paused =
+                out.outbox.len() + out.accepted.len() > frames || out.outbox_bytes > bytes || out.queue.len() > QUEUED;
+            !out.paused
+        })
     }
 
     /// A seat that has fallen behind what is at hand and wants the log to be read for it. One at a time, and only when what
     /// was read before is on its way: this bounds what lags in memory.
     pub(super) fn take_lagging(&self) -> Option<Arc<Seat>> {
-        let mut out = self.out();
-        if out.queue.len() >= BATCH_FRAMES {
-            None
-        } else {
-            out.lagging.pop()
-        }
+        self.with_out(|out| {
+            let queued = out.queue.iter().map(Bytes::len).sum::<usize>();
+            match out.queue.len() < BATCH_FRAMES && queued < BATCH_BYTES {
+                true => out.lagging.pop(),
+                false => None,
+            }
+        })
     }
 
     /// Hands over what was read from the log for a lagging seat, and sends it.
     pub(super) fn catch_up(&self, seat: &Arc<Seat>, page: &Page) {
+        if seat.is_vacated() {
+            return;
+        }
         let mut out = self.out();
         let mut cursor = seat.cursor();
         if page.first > cursor.next {
@@ -414,6 +443,9 @@ impl Link {
             cursor.next = page.first;
             let bytes = self.encode(&Sealed::new(gap));
             out.queue.push_back(bytes);
+            // An answer may have been in the gap.
+            seat.live().keep_open(&mut cursor);
+            self.recheck();
         }
         for frame in &page.frames {
             self.deliver(&mut out, seat, &mut cursor, frame);
@@ -614,15 +646,15 @@ impl Link {
         self.answer(&Str::EMPTY, session, Body::Control(Box::new(control)));
     }
 
-    /// Whether it is over.
-    pub fn is_closed(&self) -> bool {
-        self.places().closed
+    /// Whether it takes no requests any more.
+    pub fn is_retired(&self) -> bool {
+        self.places().retired
     }
 
     /// The connection will hold a request of the session; not if it is over.
     pub(super) fn hold(&self, live: &Arc<Live>) -> bool {
         let mut places = self.places();
-        if places.closed {
+        if places.retired {
             return false;
         }
         match places.held.get_mut(live.id()) {
@@ -641,6 +673,12 @@ impl Link {
                 places.held.remove(live.id());
             }
         }
+    }
+
+    /// The connection's task is to look whether it waits for anything still.
+    pub(super) fn recheck(&self) {
+        self.answered.store(true, Ordering::SeqCst);
+        self.driver.wake();
     }
 
     /// Whether a seat of one who only asked has all its answers since this was asked last.

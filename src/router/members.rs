@@ -75,7 +75,11 @@ impl Router {
         };
         let mut shared = live.lock();
         shared.check_here(session)?;
-        let entry = shared.enter(&placing, &joining, batch)?;
+        let mut entry = shared.enter(&placing, &joining, batch)?;
+        if joining.start.after.is_none() {
+            // What is in the log but not durable yet is news to whoever begins now.
+            entry.begin.next = entry.begin.next.min(shared.committed + 1);
+        }
         let cursor = Cursor::at(entry.begin.next, shared.next_note());
         let seat = Arc::new(Seat::new(placing, cursor));
         // Marked, it is not written to before its Joined is in the outbox.
@@ -87,7 +91,10 @@ impl Router {
         drop(shared);
 
         if let Some(old) = old {
-            seat.cursor().take_asked(&mut old.cursor());
+            let mut cursor = seat.cursor();
+            cursor.take_asked(&mut old.cursor());
+            // What has ended by now was told to the old place, or is told by the log.
+            live.keep_open(&mut cursor);
         }
         if let Some(evicted) = evicted {
             let refusal = Refusal::new(
@@ -119,11 +126,10 @@ impl Router {
     }
 
     /// The connection will wait for the answer to a request that it is about to send. One that is no member gets a seat that
-    /// is shown just that.
-    pub fn expect_answer(&self, link: &Arc<Link>, live: &Arc<Live>, request: &Str) -> Result<(), Refusal> {
+    /// is shown just that. Whether it did not wait for it before.
+    pub fn expect_answer(&self, link: &Arc<Link>, live: &Arc<Live>, request: &Str) -> Result<bool, Refusal> {
         if let Some(seat) = link.seat(live.id()) {
-            seat.cursor().ask(request.clone());
-            return Ok(());
+            return Ok(seat.cursor().ask(request));
         }
         self.check_joins(link, false)?;
         let address = pb::Address {
@@ -144,13 +150,14 @@ impl Router {
         };
         let mut shared = live.lock();
         shared.check_here(live.id())?;
+        shared.check_seats()?;
         let mut cursor = Cursor::at(shared.session.head() + 1, shared.next_note());
-        cursor.ask(request.clone());
+        cursor.ask(request);
         let seat = Arc::new(Seat::new(placing, cursor));
         shared.sit(Arc::clone(&seat));
         drop(shared);
         link.places().seats.insert(seat);
-        Ok(())
+        Ok(true)
     }
 
     /// The request was refused: nobody waits for its answer.
@@ -283,6 +290,7 @@ impl Router {
     pub fn retire(&self, link: &Arc<Link>, batch: &mut Batch) {
         let (serves, held) = {
             let mut places = link.places();
+            places.retired = true;
             (std::mem::take(&mut places.serves), std::mem::take(&mut places.held))
         };
         for (role, name, key) in serves {
@@ -300,7 +308,6 @@ impl Router {
     /// The connection is over.
     pub fn detach(&self, link: &Arc<Link>) {
         let mut batch = Batch::new(self.now());
-        link.places().closed = true;
         self.retire(link, &mut batch);
         let seats = link.places().seats.take();
         for seat in seats {
@@ -332,10 +339,23 @@ pub(super) fn dismiss(seat: &Arc<Seat>, refusal: &Refusal, batch: &mut Batch) {
         }),
     );
     batch.touch_link(link);
+    link.recheck();
 }
 
 impl Shared {
+    fn check_seats(&self) -> Result<(), Refusal> {
+        let limit = self.limits().members;
+        match self.seats().len() < limit {
+            true => Ok(()),
+            false => {
+                let text = format!("{limit} connections are in the session or watch it, the most that may");
+                Err(Refusal::new(Reason::TooManyMembers, text).with("limit", limit.to_string()))
+            }
+        }
+    }
+
     fn enter(&mut self, placing: &Placing, joining: &Joining, batch: &Batch) -> Result<session::Entry, Refusal> {
+        self.check_seats()?;
         if joining.view == View::Watcher {
             return Ok(session::Entry {
                 begin: self.session.begin(&joining.start)?,

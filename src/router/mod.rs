@@ -25,7 +25,7 @@ pub use batch::Batch;
 pub use link::{Form, Link, Socket};
 pub use live::Live;
 pub use members::{Joining, Serving};
-pub use publish::{Asked, Sender};
+pub use publish::{Asked, Known, Sender};
 pub use seat::{Seat, View};
 pub use sessions::{Listing, Query};
 

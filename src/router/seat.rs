@@ -56,9 +56,18 @@ impl Cursor {
         }
     }
 
-    /// The connection asked this, and waits for the answer.
-    pub fn ask(&mut self, request: Str) {
-        self.asked.push(request);
+    /// The connection asked this, and waits for the answer; whether it did not before.
+    pub fn ask(&mut self, request: &Str) -> bool {
+        let is_new = !self.asked.contains(request);
+        if is_new {
+            self.asked.push(request.detached());
+        }
+        is_new
+    }
+
+    /// Keeps waiting only for what can still be answered.
+    pub fn keep_asked(&mut self, is_open: impl Fn(&Str) -> bool) {
+        self.asked.retain(is_open);
     }
 
     /// The answer was handed over; whether it had been waited for.

@@ -144,10 +144,12 @@ async fn ticker(inner: Weak<Inner>, period: Duration) {
 impl Router {
     /// Sees to it that the timers look at the session when it has a deadline.
     pub(super) fn arm(&self, live: &Arc<Live>, shared: &mut Shared) {
-        let retry = (!shared.unended.is_empty()).then(|| self.now().mono + RETRY);
-        let Some(at) = shared.session.deadline().into_iter().chain(retry).min() else {
-            return;
+        // While the log refuses ends, what is due is tried at this pace.
+        let at = match shared.unended.is_empty() {
+            true => shared.session.deadline(),
+            false => Some(self.now().mono + RETRY),
         };
+        let Some(at) = at else { return };
         if shared.armed.is_none_or(|(armed, _)| at < armed) {
             let place = (at, self.next_id());
             let before = shared.armed.replace(place);
@@ -223,16 +225,13 @@ impl Router {
     fn sweep(&self) {
         let now = self.now().mono;
         for live in self.all_sessions() {
-            let shared = live.lock();
-            let idle = shared.seats().is_empty()
-                && shared.session.open_request_count() == 0
-                && now.saturating_duration_since(shared.last_used) > self.inner.idle;
-            drop(shared);
-            if idle {
-                self.evict(
-                    &live,
-                    &Refusal::new(Reason::SessionDeleted, "the session was not used for long"),
-                );
+            let is_idle = |shared: &Shared| {
+                shared.seats().is_empty()
+                    && shared.session.open_request_count() == 0
+                    && now.saturating_duration_since(shared.last_used) > self.inner.idle
+            };
+            let refusal = Refusal::new(Reason::SessionDeleted, "the session was not used for long");
+            if is_idle(&live.lock()) && self.evict(&live, &refusal, is_idle) {
                 tracing::info!(session = %live.id(), "idle session removed");
             }
         }

@@ -38,7 +38,7 @@ pub const PROTO: &str = "twinspan.v1.proto";
 const IDLE_BUFFER: usize = 256;
 /// What is read from a socket at once.
 const READ: usize = 64 << 10;
-/// Unsent pongs beyond which the peer is not read from.
+/// How long what a peer still sends is read after it was sent the last word.
 const LINGER: Duration = Duration::from_secs(2);
 
 thread_local! {
@@ -337,6 +337,8 @@ impl WsInlet {
 
     /// Sends what tungstenite has to say.
     fn speak(&mut self) {
+        // It has not written yet what it answers; into the buffer it always can.
+        drop(self.socket.flush());
         let unsent = &mut self.socket.get_mut().unsent;
         if !unsent.is_empty() {
             self.link.push_first(std::mem::take(unsent).into());
@@ -362,7 +364,7 @@ impl WsInlet {
             )
             .with("limit", self.limit.to_string()),
             Error::Utf8(_) => Refusal::new(Reason::InvalidUtf8, "a text message must be UTF-8"),
-            Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => return Incoming::Closed,
+            Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => return Incoming::Closed(Bytes::new()),
             other => Refusal::new(Reason::ProtocolError, other.to_string()),
         })
     }
@@ -371,15 +373,22 @@ impl WsInlet {
 impl Inlet for WsInlet {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
         loop {
-            let message = self.socket.read();
-            self.speak();
-            let message = match message {
+            let message = match self.socket.read() {
                 Ok(WsMessage::Text(text)) => Message::Text(Str::from(text.as_str())),
                 Ok(WsMessage::Binary(bytes)) => Message::Binary(Bytes::copy_from_slice(&bytes)),
-                Ok(_) => continue,
+                Ok(WsMessage::Close(_)) => {
+                    // What was accepted before is acked before the answer to the close.
+                    drop(self.socket.flush());
+                    let farewell = std::mem::take(&mut self.socket.get_mut().unsent);
+                    return Poll::Ready(Incoming::Closed(farewell.into()));
+                }
+                Ok(_) => {
+                    self.speak();
+                    return Poll::Ready(Incoming::Nothing);
+                }
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     match ready!(self.poll_fill(cx)) {
-                        Ok(0) | Err(_) => return Poll::Ready(Incoming::Closed),
+                        Ok(0) | Err(_) => return Poll::Ready(Incoming::Closed(Bytes::new())),
                         Ok(_) => self.link.alive(),
                     }
                     continue;

@@ -389,6 +389,13 @@ impl Peer {
         assert!(matches!(control(&next), Some(Control::Pong(_))), "unexpected: {next:?}");
     }
 
+    /// The answer to a ping comes before any ack.
+    pub async fn hears_no_ack(&mut self) {
+        self.control("", Control::Ping(pb::Ping::default())).await;
+        let next = self.next().await;
+        assert!(matches!(control(&next), Some(Control::Pong(_))), "unexpected: {next:?}");
+    }
+
     /// The final reply to a request, and the text of its chunks.
     pub async fn answer(&mut self, request: &str) -> (String, Frame) {
         let mut text = String::new();

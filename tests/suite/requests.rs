@@ -521,3 +521,72 @@ async fn limits_are_told() {
     assert!(is(&cy.refusal().await, Reason::TooManySessions));
     gateway.stopped().await;
 }
+
+#[tokio::test]
+async fn a_request_sent_again_is_not_waited_for() {
+    let gateway = Gateway::start().await;
+    let mut worker = gateway.worker(Face::Json, "brain", 1).await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = handed(&mut worker).await;
+    worker.send(last(&asked, "yes")).await;
+    ann.answer("q").await;
+    ann.send(request("s", "q", "brain")).await;
+    assert!(ann.acked("q").await.duplicate);
+    ann.half_close();
+    assert!(matches!(ann.ended().await, Ended::Done));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_half_closed_stream_ends_with_its_session() {
+    let gateway = Gateway::start().await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    ann.acked("q").await;
+    ann.half_close();
+    gateway.router.delete("s").unwrap();
+    assert!(matches!(ann.ended().await, Ended::Done));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_reply_that_ends_a_request_is_logged() {
+    let gateway = Gateway::start().await;
+    let mut worker = gateway.worker(Face::Json, "brain", 1).await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = handed(&mut worker).await;
+    let fleeting = Frame {
+        ephemeral: true,
+        ..last(&asked, "yes")
+    };
+    worker.send(fleeting).await;
+    assert!(is(&worker.refusal().await, Reason::InvalidField));
+    worker
+        .send(Frame {
+            ephemeral: true,
+            attempt: 7,
+            ..chunk(&asked, "progress")
+        })
+        .await;
+    assert!(is(&worker.refusal().await, Reason::Superseded));
+    worker.send(last(&asked, "yes")).await;
+    assert_eq!(ann.answer("q").await.0, "yes");
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn watchers_count() {
+    let gateway = Gateway::with(|config| config.limits.members = 2).await;
+    let _ann = gateway.member(Face::Json, "s", "ann").await;
+    let mut sessions = gateway.sessions().await;
+    let watch = pb::WatchRequest {
+        session_id: "s".to_owned(),
+        ..pb::WatchRequest::default()
+    };
+    let _first = sessions.watch(watch.clone()).await.unwrap();
+    let second = sessions.watch(watch).await.unwrap_err();
+    assert_eq!(reason_of(&second).as_deref(), Some("TOO_MANY_MEMBERS"));
+    gateway.stopped().await;
+}
