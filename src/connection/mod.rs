@@ -117,9 +117,7 @@ impl Connection {
 
     fn refuse(&mut self, id: &Str, session: &Str, refusal: &Refusal) {
         tracing::debug!(connection = %self.link.name(), session = %session, id = %id, %refusal, "refused");
-        // An id that is too long to be one is not sent back whole.
-        let named = &id[..id.floor_char_boundary(128)];
-        self.link.refuse(&id.slice_of(named), session, refusal);
+        self.link.refuse(id, session, refusal);
         self.batch.touch_link(&self.link);
     }
 
