@@ -258,17 +258,7 @@ impl Router {
 
     /// All connections.
     pub fn all_links(&self) -> Vec<Arc<Link>> {
-        let shards = self.inner.links.iter();
-        shards
-            .flat_map(|shard| {
-                shard
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .values()
-                    .cloned()
-                    .collect::<Vec<_>>()
-            })
-            .collect()
+        all(&self.inner.links)
     }
 
     /// How many connections there are, as it changes.
@@ -282,17 +272,7 @@ impl Router {
     }
 
     fn all_sessions(&self) -> Vec<Arc<Live>> {
-        let shards = self.inner.sessions.iter();
-        shards
-            .flat_map(|shard| {
-                shard
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .values()
-                    .cloned()
-                    .collect::<Vec<_>>()
-            })
-            .collect()
+        all(&self.inner.sessions)
     }
 
     /// What is wrong with the gateway, if anything is.
@@ -308,6 +288,15 @@ impl Router {
         }
         Ok(())
     }
+}
+
+/// What all shards hold.
+fn all<K, V: Clone>(shards: &[Mutex<HashMap<K, V>>]) -> Vec<V> {
+    let mut found = Vec::new();
+    for shard in shards {
+        found.extend(shard.lock().unwrap_or_else(PoisonError::into_inner).values().cloned());
+    }
+    found
 }
 
 fn too_many_connections(limit: usize) -> Refusal {

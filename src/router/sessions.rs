@@ -131,13 +131,7 @@ impl Router {
             reason
         };
         loop {
-            let open: Vec<Str> = live
-                .lock()
-                .session
-                .open_requests()
-                .into_iter()
-                .map(|request| request.id.clone())
-                .collect();
+            let open = live.lock().session.open_ids();
             for request in &open {
                 match self.end(&live, request, Cause::SessionClosed, reason, &mut batch) {
                     Err(refusal) if refusal.reason != Reason::RequestEnded => {
@@ -195,12 +189,7 @@ impl Router {
         self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
         shared.gone = true;
         let mut effects = Vec::new();
-        let open: Vec<Str> = shared
-            .session
-            .open_requests()
-            .into_iter()
-            .map(|request| request.id.clone())
-            .collect();
+        let open = shared.session.open_ids();
         for request in open {
             effects.extend(shared.session.abandon(&request, Cause::SessionDeleted));
         }

@@ -184,13 +184,7 @@ impl Router {
     }
 
     fn why_unaccepted(&self, live: &Live, request: &str) -> Cause {
-        let role = live
-            .lock()
-            .session
-            .open_requests()
-            .into_iter()
-            .find(|open| *open.id == *request)
-            .map(|open| open.role.clone());
+        let role = live.lock().session.role_of(request).cloned();
         match role {
             Some(role) if self.dispatch().is_served(&role, live.id()) => Cause::AcceptTimeout,
             _ => Cause::NoWorker,
@@ -257,13 +251,7 @@ impl Router {
     pub fn shut_down(&self) {
         let mut batch = Batch::new(self.now());
         for live in self.all_sessions() {
-            let open: Vec<_> = live
-                .lock()
-                .session
-                .open_requests()
-                .into_iter()
-                .map(|request| request.id.clone())
-                .collect();
+            let open = live.lock().session.open_ids();
             for request in open {
                 self.end_or_retry(&live, &request, Cause::Shutdown, &mut batch);
             }

@@ -312,6 +312,11 @@ impl<F> Session<F> {
         self.requests.list()
     }
 
+    /// Their ids, oldest first.
+    pub fn open_ids(&self) -> Vec<Str> {
+        self.requests.ids()
+    }
+
     /// How many requests have not ended.
     pub fn open_request_count(&self) -> usize {
         self.requests.len()
@@ -549,6 +554,11 @@ impl<F> Session<F> {
     /// The worker was chosen for the request: the attempt to hand it as, or nothing if the request needs none any more.
     pub fn assign(&mut self, request: &str, worker: WorkerKey) -> Option<u32> {
         self.requests.assign(request, worker)
+    }
+
+    /// The role that an open request is for.
+    pub fn role_of(&self, request: &str) -> Option<&Str> {
+        self.requests.get(request).map(|open| &open.role)
     }
 
     /// Whether the request is open, and no worker has it.

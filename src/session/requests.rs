@@ -258,6 +258,12 @@ impl<F> Requests<F> {
             .collect()
     }
 
+    pub fn ids(&self) -> Vec<Str> {
+        let mut ids: Vec<_> = self.open.iter().map(|(id, open)| (open.seq, id.clone())).collect();
+        ids.sort_unstable_by_key(|(seq, _)| *seq);
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+
     pub fn list(&self) -> Vec<Opened<'_>> {
         let mut list: Vec<_> = self
             .open
