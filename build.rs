@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .extern_path(".google.protobuf.Value", "crate::frame::Payload")
         .extern_path(".twinspan.v1.Frame", "crate::frame::Frame")
+        .codec_path("crate::frame::CallCodec")
         .compile_fds(rest)?;
     let attach = tonic_build::manual::Method::builder()
         .name("attach")

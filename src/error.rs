@@ -4,10 +4,14 @@
 //! frame, a gRPC status, a close code, an HTTP status) is derived from the reason's row here. docs/ERRORS.md is generated
 //! from this table.
 
+mod manual;
+
 use std::fmt;
 use std::time::Duration;
 
 use crate::frame::pb::{self, Code};
+
+pub use manual::markdown;
 
 /// What a peer should do about its connection after an error that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,8 +130,8 @@ reasons! {
         "A member cancelled the request.";
     WorkerLost "WORKER_LOST" Unavailable None, retry,
         "The worker that held the request disconnected before its final reply.";
-    TooManyConnections "TOO_MANY_CONNECTIONS" ResourceExhausted Some(1013), retry,
-        "The gateway has as many connections as it may have. Try again later, or raise `limits.connections`.";
+    TooManyConnections "TOO_MANY_CONNECTIONS" ResourceExhausted None, retry,
+        "The gateway has as many connections as it may have; a WebSocket handshake is answered with HTTP 503. Try again later, or raise `limits.connections`.";
     TooManySessions "TOO_MANY_SESSIONS" ResourceExhausted None, retry,
         "The gateway has as many sessions as it may have. Delete some, or raise `limits.sessions`.";
     TooManyMembers "TOO_MANY_MEMBERS" ResourceExhausted None, retry,
@@ -140,10 +144,10 @@ reasons! {
         "As many requests wait for the role as may (`limits.waiting`). Add workers, or try again later.";
     TooManyRoles "TOO_MANY_ROLES" ResourceExhausted None, final,
         "The connection serves as many roles as it may (`limits.roles`).";
-    HandshakeTimeout "HANDSHAKE_TIMEOUT" DeadlineExceeded None, retry,
-        "The peer connected and asked for nothing. The connection is closed.";
     HeartbeatTimeout "HEARTBEAT_TIMEOUT" Unavailable Some(4000), retry,
         "The peer showed no life for two heartbeat intervals. Connect again and resume.";
+    Stalled "STALLED" ResourceExhausted Some(4001), retry,
+        "A worker left more than `details.limit` bytes of what it was handed unread. It is disconnected, and what it held has ended.";
     Draining "DRAINING" Unavailable None, retry,
         "The gateway is about to stop and takes no new requests. Connect again.";
     Shutdown "SHUTDOWN" Unavailable Some(1012), retry,
@@ -152,8 +156,6 @@ reasons! {
         "The session's log cannot be read or written now. Nothing was changed; try again.";
     LogFull "LOG_FULL" ResourceExhausted None, retry,
         "The log has no room for the frame. Nothing was changed; reading goes on. Delete sessions, or give it more room.";
-    Unsupported "UNSUPPORTED" Unimplemented None, final,
-        "This gateway has no such call or subprotocol. The message says what it has.";
     Internal "INTERNAL" Internal Some(1011), final,
         "A fault of the gateway, which its log tells more about.";
 }

@@ -1,6 +1,8 @@
 //! Twinspan: a session gateway with two faces. Backends dial in over gRPC, browsers over WebSocket; both meet in one
 //! session router. See `docs/ARCHITECTURE.md` for the map.
 
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod connection;
 pub mod error;
@@ -10,4 +12,5 @@ pub mod log;
 pub mod router;
 pub mod server;
 pub mod session;
+pub mod telemetry;
 pub mod transport;

@@ -29,12 +29,17 @@ pub struct Limits {
     pub ended_requests: usize,
     /// Ephemeral and presence frames that wait for the members of a session.
     pub ephemeral_frames: usize,
+    /// Bytes of them.
+    pub ephemeral_bytes: usize,
     /// The newest frames of a session that are at hand for its live members.
     pub tail_frames: usize,
     /// Bytes of direct answers to a connection beyond which it is not read from.
     pub outbox_bytes: usize,
     /// Answers to a connection beyond which it is not read from.
     pub outbox_frames: usize,
+    /// Bytes that others have sent to a connection alone (requests to a worker), and that it has not taken, beyond which it is
+    /// disconnected.
+    pub unread_bytes: usize,
     /// From the accepted TCP connection to the first request.
     pub handshake: Duration,
     /// How long a peer may show no life before it is asked for some.
@@ -60,9 +65,11 @@ impl Default for Limits {
             dedup_ids: 1_024,
             ended_requests: 256,
             ephemeral_frames: 256,
+            ephemeral_bytes: 1 << 20,
             tail_frames: 1_024,
             outbox_bytes: 1 << 20,
             outbox_frames: 1_024,
+            unread_bytes: 64 << 20,
             handshake: Duration::from_secs(10),
             heartbeat: Duration::from_secs(30),
             accept_timeout: Duration::from_secs(30),

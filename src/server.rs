@@ -122,6 +122,8 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // With it, tools can show the reason of an error.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     // A call's message holds a frame and a little more.
     let call_limit = limit + (64 << 10);

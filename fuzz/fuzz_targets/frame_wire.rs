@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
@@ -16,14 +18,15 @@ fn is_about_type(refusal: &Refusal) -> bool {
         .any(|(key, field)| *key == "field" && field == "message")
 }
 
+static TYPES: LazyLock<Types> = LazyLock::new(Types::default);
+
 fuzz_target!(|wire: &[u8]| {
-    let types = Types::default();
     let wire = Bytes::copy_from_slice(wire);
     let read = Frame::from_wire(
         &wire,
         &Rules {
             ignore_unknown: false,
-            types: &types,
+            types: &TYPES,
         },
     );
     // Both ways in must agree, but for typed messages, which only one of them looks into.
@@ -37,6 +40,6 @@ fuzz_target!(|wire: &[u8]| {
         (Err(_), Err(_)) => {}
     }
     if let Ok(frame) = read {
-        common::check(&frame, &types);
+        common::check(&frame, &TYPES);
     }
 });

@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+
 use super::{Connection, Message};
 use crate::error::Refusal;
 use crate::log::{Page, Wait};
@@ -15,10 +17,12 @@ use crate::router::{Router, Seat};
 pub enum Incoming {
     /// A message.
     Message(Message),
+    /// Something that was for the transport alone, such as a ping.
+    Nothing,
     /// The peer will send no more, but still reads.
     HalfClosed,
-    /// The peer is gone.
-    Closed,
+    /// The peer is gone, or is taking its leave: then these bytes are the last that it is sent.
+    Closed(Bytes),
     /// The peer broke the rules of the transport: the last thing it is told is this.
     Broken(Refusal),
 }
@@ -87,12 +91,15 @@ impl<I: Inlet> Drive<I> {
                     self.connection.half_close();
                     self.state = State::HalfClosed;
                 }
-                Incoming::Closed => {
-                    self.connection.link().end(None);
+                Incoming::Nothing => {}
+                Incoming::Closed(farewell) => {
+                    self.connection.half_close();
+                    self.connection.link().end_with(farewell);
                     self.state = State::Ending;
                 }
                 Incoming::Broken(refusal) => {
                     tracing::debug!(connection = %self.connection.link().name(), %refusal, "connection broken");
+                    self.connection.half_close();
                     self.connection.link().end(Some(refusal));
                     self.state = State::Ending;
                 }

@@ -15,7 +15,7 @@ pub use outgoing::{asked, cancel};
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Rules, Str, Undecodable, check_id, check_name, pb};
-use crate::router::{Batch, CLIENT_ROLE, GATEWAY_ROLE, Joining, Link, Live, Router, Sender, Serving, View};
+use crate::router::{Batch, CLIENT_ROLE, Joining, Known, Link, Live, Router, Sender, Serving, View};
 use crate::session::Start;
 use crate::session::dispatch::Offer;
 
@@ -34,7 +34,7 @@ pub struct Connection {
     link: Arc<Link>,
     batch: Batch,
     /// What `from` says of frames into sessions that the connection is not a member of.
-    address: Arc<pb::Address>,
+    address: Option<Arc<pb::Address>>,
     /// What `from` says of replies, by slot.
     serves: Vec<Arc<pb::Address>>,
     worker: Str,
@@ -46,22 +46,30 @@ pub struct Connection {
 impl Connection {
     /// The connection of a link that was just attached.
     pub fn new(router: &Router, link: Arc<Link>) -> Self {
-        let address = pb::Address {
-            role: CLIENT_ROLE.to_string(),
-            member_id: link.name().to_string(),
-            ..pb::Address::default()
-        };
         tracing::debug!(connection = %link.name(), form = ?link.form(), "connected");
         Self {
             router: router.clone(),
             batch: Batch::new(router.now()),
-            address: Arc::new(address),
+            address: None,
             serves: Vec::new(),
             worker: link.name().clone(),
             session: Str::EMPTY,
             ignore_unknown: false,
             link,
         }
+    }
+
+    /// What `from` says where the connection is no member. Most never need it.
+    fn own_address(&mut self) -> Arc<pb::Address> {
+        let link = &self.link;
+        let address = self.address.get_or_insert_with(|| {
+            Arc::new(pb::Address {
+                role: CLIENT_ROLE.to_string(),
+                member_id: link.name().to_string(),
+                ..pb::Address::default()
+            })
+        });
+        Arc::clone(address)
     }
 
     /// Its writing side.
@@ -138,8 +146,8 @@ impl Connection {
 
     fn control(&mut self, id: &Str, session: &Str, control: Control) -> Result<(), Refusal> {
         let answer = match control {
-            Control::Hello(hello) => self.hello(&hello)?,
-            Control::Ping(ping) => ping_answer(ping)?,
+            Control::Hello(hello) => Some(self.hello(&hello)),
+            Control::Ping(ping) => Some(Control::Pong(pb::Pong { data: ping.data })),
             Control::Pong(_) => return Ok(()),
             Control::Serve(serve) => self.serve(id, serve)?,
             Control::Join(join) => return self.join(id, session, join),
@@ -167,17 +175,11 @@ impl Connection {
         Ok(())
     }
 
-    fn hello(&mut self, hello: &pb::Hello) -> Result<Option<Control>, Refusal> {
-        if hello.client.len() > 128 || !hello.client.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            return Err(Refusal::field(
-                "hello.client",
-                "at most 128 characters of printable ASCII",
-            ));
-        }
+    fn hello(&mut self, hello: &pb::Hello) -> Control {
         tracing::info!(connection = %self.link.name(), client = %hello.client, "hello");
         self.ignore_unknown = hello.ignore_unknown;
         let limits = self.router.limits();
-        Ok(Some(Control::Welcome(pb::Welcome {
+        Control::Welcome(pb::Welcome {
             connection_id: self.link.name().to_string(),
             server: concat!("twinspan/", env!("CARGO_PKG_VERSION")).to_owned(),
             heartbeat_interval: prost_types::Duration::try_from(limits.heartbeat).ok(),
@@ -190,7 +192,7 @@ impl Connection {
                 max_in_flight: limits.max_in_flight,
             }),
             ignore_unknown: hello.ignore_unknown,
-        })))
+        })
     }
 
     /// The session that a frame is about.
@@ -214,16 +216,6 @@ impl Connection {
     }
 
     fn serve(&mut self, id: &Str, serve: pb::Serve) -> Result<Option<Control>, Refusal> {
-        check_role("serve.role", &serve.role)?;
-        if !serve.worker_id.is_empty() {
-            check_name("serve.worker_id", &serve.worker_id)?;
-        }
-        if serve.sessions.len() > 32 {
-            return Err(Refusal::field("serve.sessions", "at most 32 patterns"));
-        }
-        for pattern in &serve.sessions {
-            check_name("serve.sessions", &pattern.replace('*', "-"))?;
-        }
         let offer = Offer {
             role: serve.role.as_str().into(),
             sessions: serve.sessions.iter().map(|pattern| pattern.as_str().into()).collect(),
@@ -280,29 +272,42 @@ impl Connection {
         let member = seat.as_deref().filter(|seat| seat.is_member());
         let is_reply = !frame.reply_to.is_empty();
         let name = match member {
-            _ if is_reply => &self.worker,
-            Some(seat) => seat.name(),
-            None => self.link.name(),
+            _ if is_reply => self.worker.clone(),
+            Some(seat) => seat.name().clone(),
+            None => self.link.name().clone(),
+        };
+        let address = match member {
+            Some(seat) => Arc::clone(seat.address()),
+            None => self.own_address(),
         };
         let sender = Sender {
             link: Some(&self.link),
-            address: Arc::clone(member.map_or(&self.address, |seat| seat.address())),
+            address,
             serves: &self.serves,
-            name,
+            name: &name,
         };
         if frame.ephemeral {
             return self.router.publish_ephemeral(&live, &sender, frame, &mut self.batch);
         }
         match asked {
-            None => self.router.publish(&live, &sender, frame, None, &mut self.batch),
+            None => self
+                .router
+                .publish(&live, &sender, frame, None, &mut self.batch)
+                .map(drop),
             Some(asked) => {
                 let request = frame.id.clone();
-                self.router.expect_answer(&self.link, &live, &request)?;
+                let is_new = self.router.expect_answer(&self.link, &live, &request)?;
                 let published = self.router.publish(&live, &sender, frame, Some(asked), &mut self.batch);
-                if published.is_err() {
+                // Sent again, it may still be answered; refused or over, it is not waited for.
+                let waits = match &published {
+                    Ok(Known::New) => true,
+                    Ok(Known::Duplicate) => self.router.is_open(&live, &request),
+                    Err(_) => false,
+                };
+                if is_new && !waits {
                     self.router.expect_no_answer(&self.link, &live, &request);
                 }
-                published
+                published.map(drop)
             }
         }
     }
@@ -313,20 +318,17 @@ impl Connection {
     }
 }
 
-/// A `Join`, checked.
-pub fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {
+fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {
     let role = if join.role.is_empty() {
         CLIENT_ROLE
     } else {
         join.role.as_str().into()
     };
-    check_role("join.role", &role)?;
     let name = if join.member_id.is_empty() {
         default_name.clone()
     } else {
         join.member_id.as_str().into()
     };
-    check_name("join.member_id", &name)?;
     let start = start(join.after_seq, &join.epoch, join.tail)?;
     Ok(Joining {
         name,
@@ -353,21 +355,6 @@ pub fn start(after: Option<u64>, epoch: &str, tail: u32) -> Result<Start, Refusa
         epoch: epoch.into(),
         tail,
     })
-}
-
-fn check_role(field: &'static str, role: &str) -> Result<(), Refusal> {
-    check_name(field, role)?;
-    match role {
-        GATEWAY_ROLE => Err(Refusal::field(field, "\"gateway\" is the gateway's own role")),
-        _ => Ok(()),
-    }
-}
-
-fn ping_answer(ping: pb::Ping) -> Result<Option<Control>, Refusal> {
-    if ping.data.len() > 128 {
-        return Err(Refusal::field("ping.data", "at most 128 bytes"));
-    }
-    Ok(Some(Control::Pong(pb::Pong { data: ping.data })))
 }
 
 fn only_the_gateway(control: &Control) -> Refusal {

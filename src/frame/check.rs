@@ -124,9 +124,9 @@ impl Frame {
     /// the connection to judge.
     pub fn check(&self) -> Result<(), Refusal> {
         check_id("id", &self.id)?;
-        check_optional_name("sessionId", &self.session_id)?;
+        check_optional_name("session_id", &self.session_id)?;
         check_id("type", &self.r#type)?;
-        check_id("replyTo", &self.reply_to)?;
+        check_id("reply_to", &self.reply_to)?;
         if let Some(to) = &self.to {
             check_to(to)?;
         }
@@ -146,15 +146,15 @@ impl Frame {
 
 fn check_to(to: &pb::Address) -> Result<(), Refusal> {
     check_optional_name("to.role", &to.role)?;
-    check_optional_name("to.memberId", &to.member_id)?;
+    check_optional_name("to.member_id", &to.member_id)?;
     if !to.subject.is_empty() {
         return Err(Refusal::field("to.subject", "is set by the gateway alone"));
     }
     match (to.role.is_empty(), to.member_id.is_empty()) {
-        (false, false) => Err(Refusal::field("to", "must have a role or a memberId, not both")),
+        (false, false) => Err(Refusal::field("to", "must have a role or a member_id, not both")),
         (true, true) => Err(Refusal::field(
             "to",
-            "must have a role or a memberId; leave it out to address the session",
+            "must have a role or a member_id; leave it out to address the session",
         )),
         (true, false) if to.multicast => Err(Refusal::field("to.multicast", "goes with a role only")),
         _ => Ok(()),
@@ -194,18 +194,18 @@ fn check_control(control: &Control) -> Result<(), Refusal> {
         Control::Hello(hello) => check_client(&hello.client),
         Control::Join(join) => {
             check_role("join.role", &join.role)?;
-            check_optional_name("join.memberId", &join.member_id)?;
+            check_optional_name("join.member_id", &join.member_id)?;
             if join.after_seq.is_some() && join.tail > 0 {
-                return Err(Refusal::field("join.tail", "cannot be combined with afterSeq"));
+                return Err(Refusal::field("join.tail", "cannot be combined with after_seq"));
             }
             Ok(())
         }
         Control::Serve(serve) => check_serve(serve),
         Control::Cancel(cancel) => {
             if cancel.request_id.is_empty() {
-                return Err(Refusal::field("cancel.requestId", "is required"));
+                return Err(Refusal::field("cancel.request_id", "is required"));
             }
-            check_id("cancel.requestId", &cancel.request_id)?;
+            check_id("cancel.request_id", &cancel.request_id)?;
             check_length("cancel.reason", &cancel.reason, 256)
         }
         Control::Ping(ping) => check_length("ping.data", &ping.data, 128),
@@ -228,7 +228,7 @@ fn check_serve(serve: &pb::Serve) -> Result<(), Refusal> {
     if serve.role.is_empty() {
         return Err(Refusal::field("serve.role", "is required"));
     }
-    check_optional_name("serve.workerId", &serve.worker_id)?;
+    check_optional_name("serve.worker_id", &serve.worker_id)?;
     if serve.sessions.len() > PATTERNS {
         return Err(Refusal::field("serve.sessions", "must be at most 32 patterns"));
     }
@@ -313,7 +313,7 @@ mod tests {
                     session_id: Str::from("a b"),
                     ..Frame::default()
                 },
-                "sessionId",
+                "session_id",
             ),
             (to(pb::Address::default()), "to"),
             (
@@ -350,7 +350,7 @@ mod tests {
                 "join.tail",
             ),
             (frame(Control::Serve(pb::Serve::default())), "serve.role"),
-            (frame(Control::Cancel(pb::Cancel::default())), "cancel.requestId"),
+            (frame(Control::Cancel(pb::Cancel::default())), "cancel.request_id"),
             (frame(Control::Ping(pb::Ping { data: "x".repeat(129) })), "ping.data"),
             (
                 frame(Control::Hello(pb::Hello {

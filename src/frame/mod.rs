@@ -4,6 +4,7 @@
 //! socket. Whatever a decoder of this module has let through can be encoded in either form without an error.
 
 mod any;
+mod calls;
 mod check;
 mod json;
 mod payload;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use any::Types;
+pub use calls::CallCodec;
 pub use check::{check_id, check_metadata, check_name};
 pub use payload::Payload;
 pub use protojson::ProtoJson;

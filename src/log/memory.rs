@@ -79,13 +79,9 @@ impl Memory {
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn over_budget(&self) -> bool {
-        self.bytes() > self.retention.total_bytes
-    }
-
-    /// Makes room: within the session's own share always; for the sake of all, the session that grows gives up what it has.
+    /// Keeps the session within its own share.
     fn trim(&self, kept: &mut Kept) {
-        while kept.frames.len() > self.retention.frames || kept.bytes > self.retention.bytes || self.over_budget() {
+        while kept.frames.len() > self.retention.frames || kept.bytes > self.retention.bytes {
             match kept.trim_one() {
                 0 => break,
                 bytes => self.bytes.fetch_sub(bytes, Ordering::Relaxed),
@@ -110,7 +106,12 @@ impl Log for Memory {
             kept.first + kept.frames.len() as u64,
             "appended in order"
         );
-        if self.bytes() + size > self.retention.total_bytes && kept.frames.is_empty() {
+        // For the sake of all, the session that grows gives up what it has.
+        while self.bytes() + size > self.retention.total_bytes && kept.frames.len() > 1 {
+            let bytes = kept.trim_one();
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        if self.bytes() + size > self.retention.total_bytes {
             return Err(Error::Full(format!(
                 "memory for frames ({} bytes) is used up",
                 self.retention.total_bytes

@@ -4,15 +4,26 @@ use std::sync::Arc;
 
 use super::link::Link;
 use super::live::Live;
-use crate::frame::{Body, Control, Frame, pb};
+use crate::frame::pb;
 use crate::session::Now;
+
+/// How soon the sender of what is new in a session has to see it itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// As soon as everybody else.
+    Now,
+    /// It has asked something, or answered: the ack, and its own frame, can go with what comes next.
+    Soon,
+}
 
 /// What is to be acked, and who is to be woken.
 pub struct Batch {
     /// The time at which everything in it happens.
     pub now: Now,
     accepted: Vec<pb::Accepted>,
-    sessions: Vec<Arc<Live>>,
+    /// The sender waits for its acks.
+    eager: bool,
+    sessions: Vec<(Arc<Live>, Haste)>,
     links: Vec<Arc<Link>>,
 }
 
@@ -22,15 +33,18 @@ impl Batch {
         Self {
             now,
             accepted: Vec::new(),
+            eager: false,
             sessions: Vec::new(),
             links: Vec::new(),
         }
     }
 
     /// The session has something new for its readers.
-    pub fn touch(&mut self, live: &Arc<Live>) {
-        if !self.sessions.iter().any(|other| Arc::ptr_eq(other, live)) {
-            self.sessions.push(Arc::clone(live));
+    pub fn touch(&mut self, live: &Arc<Live>, haste: Haste) {
+        match self.sessions.iter_mut().find(|(other, _)| Arc::ptr_eq(other, live)) {
+            Some((_, known)) if haste == Haste::Now => *known = haste,
+            Some(_) => {}
+            None => self.sessions.push((Arc::clone(live), haste)),
         }
     }
 
@@ -41,32 +55,23 @@ impl Batch {
         }
     }
 
-    /// A frame of this batch is accepted. A later chunk speaks for the earlier ones of its request.
-    pub fn accept(&mut self, accepted: pb::Accepted) {
-        let before = self.accepted.iter_mut().rev().find(|before| {
-            accepted.id.is_empty()
-                && before.id.is_empty()
-                && before.reply_to == accepted.reply_to
-                && before.session_id == accepted.session_id
-        });
-        match before {
-            Some(before) => *before = accepted,
-            None => self.accepted.push(accepted),
-        }
+    /// A frame of this batch is accepted.
+    pub fn accept(&mut self, accepted: pb::Accepted, haste: Haste) {
+        self.eager |= haste == Haste::Now;
+        self.accepted.push(accepted);
     }
 
     /// Sends the acks to the connection that the batch is from, and wakes everybody who has something to read.
     pub fn finish(&mut self, link: Option<&Arc<Link>>) {
         if let Some(link) = link.filter(|_| !self.accepted.is_empty()) {
-            let accepted = std::mem::take(&mut self.accepted);
-            link.push(Frame {
-                body: Body::Control(Box::new(Control::Ack(pb::Ack { accepted }))),
-                ..Frame::default()
-            });
-            self.touch_link(link);
+            link.ack(self.accepted.drain(..));
+            match std::mem::take(&mut self.eager) {
+                true => self.touch_link(link),
+                false => link.kick_soon(),
+            }
         }
-        for live in self.sessions.drain(..) {
-            live.notify();
+        for (live, haste) in self.sessions.drain(..) {
+            live.notify(link.filter(|_| haste == Haste::Soon));
         }
         for link in self.links.drain(..) {
             link.kick();

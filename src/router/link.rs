@@ -21,7 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Router;
 use super::live::{Found, Live};
-use super::seat::Seat;
+use super::seat::{Seat, Seats};
+use super::timers::Later;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
 use crate::log::Page;
@@ -68,6 +69,11 @@ pub struct Link {
     /// The gRPC stream that pulls.
     puller: AtomicWaker,
     places: Mutex<Places>,
+    /// There are ready seats, for a look without the lock.
+    has_ready: AtomicBool,
+    /// It is on the list of those who are kicked soon.
+    soon: AtomicBool,
+    later: Arc<Later>,
     /// Something that the connection had asked was answered.
     answered: AtomicBool,
     /// Of the coarse clock, when the peer last showed life.
@@ -86,24 +92,27 @@ struct Out {
     written: usize,
     outbox: VecDeque<Bytes>,
     outbox_bytes: usize,
+    accepted: Vec<pb::Accepted>,
     turn: VecDeque<Arc<Seat>>,
     lagging: Vec<Arc<Seat>>,
     paused: bool,
-    end: Option<End>,
+    end: Option<Box<End>>,
     ended: bool,
 }
 
 /// Where a connection has a place: its seats, and what it serves and holds as a worker.
 #[derive(Default)]
 pub(super) struct Places {
-    pub seats: HashMap<Str, Arc<Seat>>,
+    pub seats: Seats,
     pub serves: Vec<(Str, Str, WorkerKey)>,
     pub held: HashMap<Str, (Arc<Live>, usize)>,
-    pub closed: bool,
+    pub retired: bool,
 }
 
 /// Messages that are taken up at once.
 const BATCH_FRAMES: usize = 64;
+/// Messages on their way, beyond which the peer is not read from.
+const QUEUED: usize = 1_024;
 /// Bytes beyond which no more messages are taken up at once.
 const BATCH_BYTES: usize = 64 << 10;
 /// Slices of one vectored write.
@@ -121,6 +130,7 @@ impl Link {
             written: 0,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
+            accepted: Vec::new(),
             turn: VecDeque::new(),
             lagging: Vec::new(),
             paused: false,
@@ -139,6 +149,9 @@ impl Link {
             driver: AtomicWaker::new(),
             puller: AtomicWaker::new(),
             places: Mutex::default(),
+            has_ready: AtomicBool::new(false),
+            soon: AtomicBool::new(false),
+            later: router.later(),
             answered: AtomicBool::new(false),
             life: AtomicU32::new(0),
         }
@@ -189,27 +202,78 @@ impl Link {
     pub fn push(&self, frame: Frame) {
         let bytes = self.encode(&Sealed::new(frame));
         let mut out = self.out();
-        out.outbox_bytes += bytes.len();
-        out.outbox.push_back(bytes);
+        if !out.ended {
+            out.outbox_bytes += bytes.len();
+            out.outbox.push_back(bytes);
+        }
+    }
+
+    /// Adds to the next Ack, which the next kick sends.
+    pub(super) fn ack(&self, accepted: impl Iterator<Item = pb::Accepted>) {
+        let mut out = self.out();
+        for entry in accepted {
+            // A later chunk speaks for the earlier ones of its request.
+            let before = out.accepted.iter_mut().rev().find(|before| {
+                entry.id.is_empty()
+                    && before.id.is_empty()
+                    && before.reply_to == entry.reply_to
+                    && before.session_id == entry.session_id
+            });
+            match before {
+                Some(before) => *before = entry,
+                None => out.accepted.push(entry),
+            }
+        }
+    }
+
+    /// Sends what there is to send within a few milliseconds, together with what comes until then.
+    pub(super) fn kick_soon(self: &Arc<Self>) {
+        if !self.soon.swap(true, Ordering::SeqCst) {
+            self.later.add(Arc::clone(self));
+        }
+    }
+
+    /// The few milliseconds are over.
+    pub(super) fn kick_late(&self) {
+        self.soon.store(false, Ordering::SeqCst);
+        let due = self.with_out(|out| !out.outbox.is_empty() || !out.accepted.is_empty());
+        let due = due || self.has_ready.load(Ordering::SeqCst);
+        if due {
+            self.kick();
+        }
     }
 
     /// Puts raw bytes (a pong, a ping) before everything that has not been begun to be written.
     pub fn push_first(&self, bytes: Bytes) {
         let mut out = self.out();
         let at = usize::from(out.written > 0);
-        out.queue.insert(at, bytes);
+        if !out.ended {
+            out.queue.insert(at, bytes);
+        }
     }
 
     /// Ends the connection once everything before has been sent. The first end counts.
     pub fn end(&self, refusal: Option<Refusal>) {
-        let farewell = if self.form == Form::Wire {
-            Bytes::new()
-        } else {
-            close_frame(refusal.as_ref())
+        // An end without a reason is the peer's own: it has had its answer.
+        let farewell = match &refusal {
+            Some(refusal) if self.form != Form::Wire => close_frame(refusal),
+            _ => Bytes::new(),
         };
+        self.end_by(End { refusal, farewell });
+    }
+
+    /// Ends the connection without a reason, as the peer wants it; with these bytes as the last.
+    pub fn end_with(&self, farewell: Bytes) {
+        self.end_by(End {
+            refusal: None,
+            farewell,
+        });
+    }
+
+    fn end_by(&self, end: End) {
         let mut out = self.out();
-        if out.end.is_none() {
-            out.end = Some(End { refusal, farewell });
+        if out.end.is_none() && !out.ended {
+            out.end = Some(Box::new(end));
         }
         drop(out);
         self.kick();
@@ -219,11 +283,16 @@ impl Link {
     pub fn cut(&self, refusal: Option<Refusal>) {
         self.end(refusal);
         let mut out = self.out();
-        if !out.ended && self.form != Form::Wire {
+        if !out.ended {
             self.abandon(&mut out);
         }
         drop(out);
         self.kick();
+    }
+
+    /// Bytes for this connection alone that it has not taken.
+    pub(super) fn unread(&self) -> usize {
+        self.with_out(|out| out.outbox_bytes)
     }
 
     /// The peer of a pulled link has stopped pulling.
@@ -247,7 +316,7 @@ impl Link {
 
     /// Whether the end has been sent, or can be sent no more.
     pub fn has_ended(&self) -> bool {
-        self.out().ended
+        self.with_out(|out| out.ended)
     }
 
     /// A seat has something new. A kick sends it.
@@ -257,6 +326,7 @@ impl Link {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(Arc::clone(seat));
+            self.has_ready.store(true, Ordering::SeqCst);
         }
     }
 
@@ -268,6 +338,15 @@ impl Link {
             return;
         }
         self.write_while_kicked();
+    }
+
+    /// Whoever held the lock looks whether it was kicked meanwhile: those who kicked did not wait.
+    fn with_out<T>(&self, act: impl FnOnce(&mut Out) -> T) -> T {
+        let result = act(&mut self.out());
+        if self.form != Form::Wire {
+            self.write_while_kicked();
+        }
+        result
     }
 
     fn write_while_kicked(&self) {
@@ -319,37 +398,44 @@ impl Link {
         if let Some(bytes) = out.queue.pop_front() {
             return Poll::Ready(Some(Ok(bytes)));
         }
-        if out.ended {
-            return Poll::Ready(None);
+        match out.end.take() {
+            Some(end) => {
+                out.ended = true;
+                self.driver.wake();
+                Poll::Ready(end.refusal.map(Err))
+            }
+            None if out.ended => Poll::Ready(None),
+            None => Poll::Pending,
         }
-        if let Some(end) = out.end.clone() {
-            out.ended = true;
-            self.driver.wake();
-            return Poll::Ready(end.refusal.map(Err));
-        }
-        Poll::Pending
     }
 
     /// Whether the peer may be read from: not while it leaves too many answers unread. Wakes the driver when it may again.
     pub fn may_read(&self, frames: usize, bytes: usize) -> bool {
-        let mut out = self.out();
-        out.paused = out.outbox.len() > frames || out.outbox_bytes > bytes;
-        !out.paused
+        self.with_out(|out| {
+            // What is on its way counts too: pings are answered there.
+            out.paused =
+                out.outbox.len() + out.accepted.len() > frames || out.outbox_bytes > bytes || out.queue.len() > QUEUED;
+            !out.paused
+        })
     }
 
     /// A seat that has fallen behind what is at hand and wants the log to be read for it. One at a time, and only when what
     /// was read before is on its way: this bounds what lags in memory.
     pub(super) fn take_lagging(&self) -> Option<Arc<Seat>> {
-        let mut out = self.out();
-        if out.queue.len() >= BATCH_FRAMES {
-            None
-        } else {
-            out.lagging.pop()
-        }
+        self.with_out(|out| {
+            let queued = out.queue.iter().map(Bytes::len).sum::<usize>();
+            match out.queue.len() < BATCH_FRAMES && queued < BATCH_BYTES {
+                true => out.lagging.pop(),
+                false => None,
+            }
+        })
     }
 
     /// Hands over what was read from the log for a lagging seat, and sends it.
     pub(super) fn catch_up(&self, seat: &Arc<Seat>, page: &Page) {
+        if seat.is_vacated() {
+            return;
+        }
         let mut out = self.out();
         let mut cursor = seat.cursor();
         if page.first > cursor.next {
@@ -357,6 +443,9 @@ impl Link {
             cursor.next = page.first;
             let bytes = self.encode(&Sealed::new(gap));
             out.queue.push_back(bytes);
+            // An answer may have been in the gap.
+            seat.live().keep_open(&mut cursor);
+            self.recheck();
         }
         for frame in &page.frames {
             self.deliver(&mut out, seat, &mut cursor, frame);
@@ -386,15 +475,8 @@ impl Link {
             else {
                 return;
             };
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let mut count = 0;
-            for (at, bytes) in queue.iter().take(SLICES).enumerate() {
-                let from = if at == 0 { *written } else { 0 };
-                slices[at] = IoSlice::new(&bytes[from..]);
-                count += 1;
-            }
             let cx = &mut Context::from_waker(waker);
-            match socket.as_mut().poll_write_vectored(cx, &slices[..count]) {
+            match poll_write(socket.as_mut(), cx, queue, *written) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return self.abandon(out),
                 Poll::Ready(Ok(count)) => {
                     out.advance(count);
@@ -444,6 +526,8 @@ impl Link {
         out.lagging = Vec::new();
         out.queue = VecDeque::new();
         out.outbox = VecDeque::new();
+        out.outbox_bytes = 0;
+        out.accepted = Vec::new();
         out.turn = VecDeque::new();
         out.ended = true;
         out.blocked = true;
@@ -455,6 +539,15 @@ impl Link {
         if out.ended {
             return;
         }
+        if !out.accepted.is_empty() {
+            let accepted = out.accepted.drain(..).collect();
+            let ack = Control::Ack(pb::Ack { accepted });
+            let bytes = self.encode(&Sealed::new(Frame {
+                body: Body::Control(Box::new(ack)),
+                ..Frame::default()
+            }));
+            out.outbox.push_back(bytes);
+        }
         if !out.outbox.is_empty() {
             std::mem::swap(&mut out.queue, &mut out.outbox);
             out.outbox_bytes = 0;
@@ -463,8 +556,13 @@ impl Link {
             out.paused = false;
             self.driver.wake();
         }
-        out.turn
-            .extend(self.ready.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+        if self.has_ready.swap(false, Ordering::SeqCst) {
+            let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+            out.turn.extend(ready.drain(..));
+        }
+        if out.turn.is_empty() {
+            return;
+        }
         let mut bytes = out.queue.iter().map(Bytes::len).sum::<usize>();
         while out.queue.len() < BATCH_FRAMES && bytes < BATCH_BYTES {
             let Some(seat) = out.turn.pop_front() else { break };
@@ -548,15 +646,15 @@ impl Link {
         self.answer(&Str::EMPTY, session, Body::Control(Box::new(control)));
     }
 
-    /// Whether it is over.
-    pub fn is_closed(&self) -> bool {
-        self.places().closed
+    /// Whether it takes no requests any more.
+    pub fn is_retired(&self) -> bool {
+        self.places().retired
     }
 
     /// The connection will hold a request of the session; not if it is over.
     pub(super) fn hold(&self, live: &Arc<Live>) -> bool {
         let mut places = self.places();
-        if places.closed {
+        if places.retired {
             return false;
         }
         match places.held.get_mut(live.id()) {
@@ -577,6 +675,12 @@ impl Link {
         }
     }
 
+    /// The connection's task is to look whether it waits for anything still.
+    pub(super) fn recheck(&self) {
+        self.answered.store(true, Ordering::SeqCst);
+        self.driver.wake();
+    }
+
     /// Whether a seat of one who only asked has all its answers since this was asked last.
     pub(super) fn take_answered(&self) -> bool {
         self.answered.swap(false, Ordering::SeqCst)
@@ -590,11 +694,8 @@ impl Link {
     /// The one session that the connection is in, if it is in exactly one.
     pub fn only_session(&self) -> Option<Str> {
         let places = self.places();
-        let mut sessions = places
-            .seats
-            .iter()
-            .filter(|(_, seat)| seat.is_member())
-            .map(|(name, _)| name);
+        let members = places.seats.iter().filter(|seat| seat.is_member());
+        let mut sessions = members.map(|seat| seat.live().id());
         match (sessions.next(), sessions.next()) {
             (Some(name), None) => Some(name.clone()),
             _ => None,
@@ -603,15 +704,35 @@ impl Link {
 
     /// How many requests of this connection have not been answered to it yet.
     pub fn awaits(&self) -> usize {
-        let seats: Vec<_> = self.places().seats.values().cloned().collect();
+        let seats: Vec<_> = self.places().seats.iter().cloned().collect();
         seats.iter().map(|seat| seat.cursor().asked()).sum()
     }
 }
 
+/// Writes what is queued, but for the first bytes that are gone already.
+fn poll_write(
+    socket: Pin<&mut dyn Socket>,
+    cx: &mut Context<'_>,
+    queue: &VecDeque<Bytes>,
+    written: usize,
+) -> Poll<std::io::Result<usize>> {
+    if let [only] = queue.as_slices().0
+        && queue.len() == 1
+    {
+        return socket.poll_write(cx, &only[written..]);
+    }
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    for (slice, bytes) in slices.iter_mut().zip(queue) {
+        *slice = IoSlice::new(bytes);
+    }
+    slices[0].advance(written);
+    socket.poll_write_vectored(cx, &slices[..queue.len().min(SLICES)])
+}
+
 /// A close frame, whole: RFC 6455 §5.5.1.
-fn close_frame(refusal: Option<&Refusal>) -> Bytes {
-    let code = refusal.map_or(1000, |refusal| refusal.reason.row().close.unwrap_or(1011));
-    let text = refusal.map(ToString::to_string).unwrap_or_default();
+fn close_frame(refusal: &Refusal) -> Bytes {
+    let code = refusal.reason.row().close.unwrap_or(1011);
+    let text = refusal.to_string();
     let text = &text.as_bytes()[..text.floor_char_boundary(123)];
     let mut frame = vec![0x88, 2 + text.len() as u8];
     frame.extend_from_slice(&code.to_be_bytes());

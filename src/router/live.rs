@@ -26,6 +26,7 @@ pub(super) struct Shared {
     tail: VecDeque<Arc<Sealed>>,
     notes: VecDeque<Note>,
     next_note: u64,
+    notes_bytes: usize,
     seats: Vec<Arc<Seat>>,
     audience: Option<Arc<[Arc<Seat>]>>,
     /// What waits for a commit, in the order of the log.
@@ -33,7 +34,7 @@ pub(super) struct Shared {
     /// Ends that the log did not take yet.
     pub unended: Vec<(Str, Cause)>,
     /// When the timers are to look at this session.
-    pub armed: Option<Instant>,
+    pub armed: Option<(Instant, u64)>,
     /// Deleted: whoever still holds it must look for the session anew.
     pub gone: bool,
     pub last_used: Instant,
@@ -62,6 +63,7 @@ struct Note {
 }
 
 const FOUND: usize = 32;
+const FOUND_BYTES: usize = 256 << 10;
 
 /// What a cursor finds.
 #[derive(Default)]
@@ -94,6 +96,7 @@ impl Live {
             tail: VecDeque::new(),
             notes: VecDeque::new(),
             next_note: 0,
+            notes_bytes: 0,
             seats: Vec::new(),
             audience: None,
             pending: VecDeque::new(),
@@ -124,6 +127,12 @@ impl Live {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets the cursor wait only for what can still be answered.
+    pub(super) fn keep_open(&self, cursor: &mut Cursor) {
+        let shared = self.lock();
+        cursor.keep_asked(|request| shared.session.request(request).is_some());
+    }
+
     /// What the session has for a cursor.
     pub(super) fn find(&self, cursor: &mut Cursor, seat: &Seat, found: &mut Found) {
         let shared = self.lock();
@@ -139,17 +148,28 @@ impl Live {
         let skip = (cursor.next - first) as usize;
         let ready = (shared.committed + 1 - first) as usize;
         let frames = shared.tail.range(skip..ready);
-        found.more = frames.len() > FOUND;
+        let all = frames.len();
+        let mut taken = 0;
+        let mut bytes = 0;
         for (slot, frame) in found.frames.iter_mut().zip(frames) {
             *slot = Some(Arc::clone(frame));
+            taken += 1;
+            bytes += frame.size();
+            if bytes > FOUND_BYTES {
+                break;
+            }
         }
+        found.more = all > taken;
     }
 
-    /// Lets everybody who reads the session know that there is something new.
-    pub(super) fn notify(&self) {
+    /// Lets everybody who reads the session know that there is something new; one of them may learn it a little later.
+    pub(super) fn notify(&self, patient: Option<&Arc<Link>>) {
         for seat in self.audience().iter() {
             seat.link().mark(seat);
-            seat.link().kick();
+            match patient.filter(|patient| Arc::ptr_eq(patient, seat.link())) {
+                Some(patient) => patient.kick_soon(),
+                None => seat.link().kick(),
+            }
         }
     }
 
@@ -205,14 +225,20 @@ impl Shared {
         if self.seats.is_empty() || (presence && !self.seats.iter().any(|seat| seat.wants_presence())) {
             return;
         }
-        if self.notes.len() >= self.limits.ephemeral_frames {
-            self.notes.pop_front();
+        let frame = Arc::new(Sealed::new(frame));
+        self.notes_bytes += frame.size();
+        self.notes.push_back(Note { frame, presence });
+        while self.notes.len() > 1
+            && (self.notes.len() > self.limits.ephemeral_frames || self.notes_bytes > self.limits.ephemeral_bytes)
+        {
+            let oldest = self.notes.pop_front();
+            self.notes_bytes -= oldest.map_or(0, |note| note.frame.size());
         }
-        self.notes.push_back(Note {
-            frame: Arc::new(Sealed::new(frame)),
-            presence,
-        });
         self.next_note += 1;
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     pub fn next_note(&self) -> u64 {
@@ -239,6 +265,7 @@ impl Shared {
         seat.vacate();
         if self.seats.is_empty() {
             self.notes = VecDeque::new();
+            self.notes_bytes = 0;
         }
         Some(seat)
     }

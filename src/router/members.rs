@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Router;
-use super::batch::Batch;
+use super::batch::{Batch, Haste};
 use super::link::Link;
 use super::live::{self, Live, Shared};
 use super::seat::{Cursor, Placing, Seat, View};
@@ -75,7 +75,11 @@ impl Router {
         };
         let mut shared = live.lock();
         shared.check_here(session)?;
-        let entry = shared.enter(&placing, &joining, batch)?;
+        let mut entry = shared.enter(&placing, &joining, batch)?;
+        if joining.start.after.is_none() {
+            // What is in the log but not durable yet is news to whoever begins now.
+            entry.begin.next = entry.begin.next.min(shared.committed + 1);
+        }
         let cursor = Cursor::at(entry.begin.next, shared.next_note());
         let seat = Arc::new(Seat::new(placing, cursor));
         // Marked, it is not written to before its Joined is in the outbox.
@@ -87,7 +91,10 @@ impl Router {
         drop(shared);
 
         if let Some(old) = old {
-            seat.cursor().take_asked(&mut old.cursor());
+            let mut cursor = seat.cursor();
+            cursor.take_asked(&mut old.cursor());
+            // What has ended by now was told to the old place, or is told by the log.
+            live.keep_open(&mut cursor);
         }
         if let Some(evicted) = evicted {
             let refusal = Refusal::new(
@@ -96,14 +103,14 @@ impl Router {
             );
             dismiss(&evicted, &refusal, batch);
         }
-        link.places().seats.insert(live.id().clone(), Arc::clone(&seat));
+        link.places().seats.insert(Arc::clone(&seat));
         link.answer(reply_to, live.id(), Body::Control(Box::new(Control::Joined(joined))));
         if let Some(from) = entry.begin.void_from {
             link.push(seat.gap(from, entry.begin.next - 1, pb::GapReason::EpochChanged));
         }
         seat.unmark();
         link.mark(&seat);
-        batch.touch(&live);
+        batch.touch(&live, Haste::Now);
         batch.touch_link(link);
         tracing::debug!(connection = %link.name(), session = %session, member = %joining.name, role = %joining.role, "joined");
         Ok(())
@@ -119,11 +126,10 @@ impl Router {
     }
 
     /// The connection will wait for the answer to a request that it is about to send. One that is no member gets a seat that
-    /// is shown just that.
-    pub fn expect_answer(&self, link: &Arc<Link>, live: &Arc<Live>, request: &Str) -> Result<(), Refusal> {
+    /// is shown just that. Whether it did not wait for it before.
+    pub fn expect_answer(&self, link: &Arc<Link>, live: &Arc<Live>, request: &Str) -> Result<bool, Refusal> {
         if let Some(seat) = link.seat(live.id()) {
-            seat.cursor().ask(request.clone());
-            return Ok(());
+            return Ok(seat.cursor().ask(request));
         }
         self.check_joins(link, false)?;
         let address = pb::Address {
@@ -144,13 +150,14 @@ impl Router {
         };
         let mut shared = live.lock();
         shared.check_here(live.id())?;
+        shared.check_seats()?;
         let mut cursor = Cursor::at(shared.session.head() + 1, shared.next_note());
-        cursor.ask(request.clone());
+        cursor.ask(request);
         let seat = Arc::new(Seat::new(placing, cursor));
         shared.sit(Arc::clone(&seat));
         drop(shared);
-        link.places().seats.insert(live.id().clone(), seat);
-        Ok(())
+        link.places().seats.insert(seat);
+        Ok(true)
     }
 
     /// The request was refused: nobody waits for its answer.
@@ -169,7 +176,7 @@ impl Router {
         let seats: Vec<_> = link
             .places()
             .seats
-            .values()
+            .iter()
             .filter(|seat| seat.view() == View::Asker)
             .cloned()
             .collect();
@@ -211,7 +218,7 @@ impl Router {
             let note = shared.presence(left);
             shared.note(note, true);
             drop(shared);
-            batch.touch(live);
+            batch.touch(live, Haste::Now);
         }
     }
 
@@ -261,6 +268,13 @@ impl Router {
 
     /// What was read is there, or cannot be had: then the connection is out of the session, and may join again.
     pub fn caught_up(&self, seat: &Arc<Seat>, page: Result<Page, log::Error>) {
+        let next = seat.cursor().next;
+        let page = page.and_then(|page| match page.frames.is_empty() && page.first <= next {
+            true => Err(log::Error::Unavailable(format!(
+                "it has nothing from {next} on, though it should"
+            ))),
+            false => Ok(page),
+        });
         match page {
             Ok(page) => seat.link().catch_up(seat, &page),
             Err(error) => {
@@ -276,6 +290,7 @@ impl Router {
     pub fn retire(&self, link: &Arc<Link>, batch: &mut Batch) {
         let (serves, held) = {
             let mut places = link.places();
+            places.retired = true;
             (std::mem::take(&mut places.serves), std::mem::take(&mut places.held))
         };
         for (role, name, key) in serves {
@@ -293,10 +308,9 @@ impl Router {
     /// The connection is over.
     pub fn detach(&self, link: &Arc<Link>) {
         let mut batch = Batch::new(self.now());
-        link.places().closed = true;
         self.retire(link, &mut batch);
-        let seats = std::mem::take(&mut link.places().seats);
-        for seat in seats.into_values() {
+        let seats = link.places().seats.take();
+        for seat in seats {
             self.vacate(&seat, &mut batch);
         }
         if self.links(link.id()).remove(&link.id()).is_some() {
@@ -325,10 +339,23 @@ pub(super) fn dismiss(seat: &Arc<Seat>, refusal: &Refusal, batch: &mut Batch) {
         }),
     );
     batch.touch_link(link);
+    link.recheck();
 }
 
 impl Shared {
+    fn check_seats(&self) -> Result<(), Refusal> {
+        let limit = self.limits().members;
+        match self.seats().len() < limit {
+            true => Ok(()),
+            false => {
+                let text = format!("{limit} connections are in the session or watch it, the most that may");
+                Err(Refusal::new(Reason::TooManyMembers, text).with("limit", limit.to_string()))
+            }
+        }
+    }
+
     fn enter(&mut self, placing: &Placing, joining: &Joining, batch: &Batch) -> Result<session::Entry, Refusal> {
+        self.check_seats()?;
         if joining.view == View::Watcher {
             return Ok(session::Entry {
                 begin: self.session.begin(&joining.start)?,

@@ -25,7 +25,7 @@ pub use batch::Batch;
 pub use link::{Form, Link, Socket};
 pub use live::Live;
 pub use members::{Joining, Serving};
-pub use publish::{Asked, Sender};
+pub use publish::{Asked, Known, Sender};
 pub use seat::{Seat, View};
 pub use sessions::{Listing, Query};
 
@@ -74,6 +74,7 @@ struct Inner {
     link_count: watch::Sender<usize>,
     dispatch: Mutex<Dispatch>,
     timers: timers::Timers,
+    later: Arc<timers::Later>,
     gateway: Arc<pb::Address>,
     next_id: AtomicU64,
     started: Instant,
@@ -116,6 +117,7 @@ impl Router {
             links: (0..timers::WHEEL).map(|_| Mutex::default()).collect(),
             link_count: watch::Sender::new(0),
             timers: timers::Timers::default(),
+            later: Arc::default(),
             gateway: Arc::new(gateway),
             next_id: AtomicU64::new(1),
             started: clock().mono,
@@ -153,6 +155,10 @@ impl Router {
 
     fn clock(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.inner.tick)
+    }
+
+    fn later(&self) -> Arc<timers::Later> {
+        Arc::clone(&self.inner.later)
     }
 
     /// The role that frames of this type go to, where nothing else is said.
@@ -233,16 +239,21 @@ impl Router {
             *count += usize::from(admitted);
         });
         if !admitted {
-            return Err(Refusal::new(
-                Reason::TooManyConnections,
-                format!("the gateway has {limit} connections, the most it may have"),
-            )
-            .with("limit", limit.to_string()));
+            return Err(too_many_connections(limit));
         }
         let link = Arc::new(Link::new(self, form, socket));
         link.alive();
         self.links(link.id()).insert(link.id(), Arc::clone(&link));
         Ok(link)
+    }
+
+    /// Whether a connection would be let in now.
+    pub fn check_room(&self) -> Result<(), Refusal> {
+        let limit = self.inner.limits.connections;
+        match *self.inner.link_count.borrow() < limit {
+            true => Ok(()),
+            false => Err(too_many_connections(limit)),
+        }
     }
 
     /// All connections.
@@ -297,6 +308,11 @@ impl Router {
         }
         Ok(())
     }
+}
+
+fn too_many_connections(limit: usize) -> Refusal {
+    let text = format!("the gateway has {limit} connections, the most it may have");
+    Refusal::new(Reason::TooManyConnections, text).with("limit", limit.to_string())
 }
 
 #[allow(clippy::disallowed_methods, reason = "here the shell asks")]

@@ -1,12 +1,13 @@
 //! Frames into sessions, requests to workers, and the ends of requests.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::Router;
-use super::batch::Batch;
+use super::batch::{Batch, Haste};
 use super::link::Link;
 use super::live::{AckTo, Live, Pending, Shared};
 use crate::error::{Reason, Refusal};
@@ -45,11 +46,39 @@ pub struct Asked {
     pub total: Duration,
 }
 
-/// An accepted frame, and when it is durable.
+/// An accepted frame.
 struct Posted {
     accepted: pb::Accepted,
+    /// What follows from it now; nothing while it is not durable.
     effects: Vec<Effect>,
-    later: Option<crate::log::Wait<()>>,
+    /// It is not durable yet: its ack, and what follows from it, wait for that.
+    waits: bool,
+}
+
+/// Who is to be told that a frame is accepted, if that has to wait.
+enum Whom<'a> {
+    Nobody,
+    Link(&'a Arc<Link>),
+    Call(oneshot::Sender<()>),
+}
+
+impl Whom<'_> {
+    fn ack(self, accepted: &pb::Accepted) -> Option<AckTo> {
+        match self {
+            Whom::Nobody => None,
+            Whom::Link(link) => Some(AckTo::Link(Arc::clone(link), accepted.clone())),
+            Whom::Call(call) => Some(AckTo::Call(call)),
+        }
+    }
+}
+
+/// Whether a frame was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It is new.
+    New,
+    /// It is there already.
+    Duplicate,
 }
 
 impl Router {
@@ -61,20 +90,32 @@ impl Router {
         frame: Frame,
         asked: Option<Asked>,
         batch: &mut Batch,
-    ) -> Result<(), Refusal> {
-        let posted = self.post(live, sender, frame, asked, batch.now)?;
-        let accepted = posted.accepted.clone();
-        match sender.link {
-            Some(link) if posted.later.is_some() => {
-                let ack = AckTo::Link(Arc::clone(link), accepted);
-                self.settle(live, posted, Some(ack), batch);
+    ) -> Result<Known, Refusal> {
+        let is_reply = !frame.reply_to.is_empty();
+        let haste = if asked.is_some() || is_reply {
+            Haste::Soon
+        } else {
+            Haste::Now
+        };
+        let whom = sender.link.map_or(Whom::Nobody, Whom::Link);
+        let Posted {
+            accepted,
+            effects,
+            waits,
+        } = self.post(live, sender, frame, asked, whom, batch.now)?;
+        let known = if accepted.duplicate {
+            Known::Duplicate
+        } else {
+            Known::New
+        };
+        if !waits {
+            if known == Known::New {
+                batch.touch(live, haste);
             }
-            _ => {
-                self.settle(live, posted, None, batch);
-                batch.accept(accepted);
-            }
+            batch.accept(accepted, haste);
         }
-        Ok(())
+        self.carry_out(live, effects, batch);
+        Ok(known)
     }
 
     /// The same for a call: the answer, and what to wait for before it may be given.
@@ -86,18 +127,19 @@ impl Router {
         asked: Option<Asked>,
     ) -> Result<(pb::Accepted, Option<oneshot::Receiver<()>>), Refusal> {
         let mut batch = Batch::new(self.now());
-        let posted = self.post(live, sender, frame, asked, batch.now)?;
-        let accepted = posted.accepted.clone();
-        let (ack, wait) = match posted.later {
-            None => (None, None),
-            Some(_) => {
-                let (tell, wait) = oneshot::channel();
-                (Some(AckTo::Call(tell)), Some(wait))
-            }
-        };
-        self.settle(live, posted, ack, &mut batch);
+        let (call, durable) = oneshot::channel();
+        let posted = self.post(live, sender, frame, asked, Whom::Call(call), batch.now)?;
+        if !posted.waits {
+            batch.touch(live, Haste::Now);
+        }
+        self.carry_out(live, posted.effects, &mut batch);
         batch.finish(None);
-        Ok((accepted, wait))
+        Ok((posted.accepted, posted.waits.then_some(durable)))
+    }
+
+    /// Whether the request has not ended.
+    pub fn is_open(&self, live: &Live, request: &str) -> bool {
+        live.lock().session.request(request).is_some()
     }
 
     fn post(
@@ -106,6 +148,7 @@ impl Router {
         sender: &Sender<'_>,
         mut frame: Frame,
         asked: Option<Asked>,
+        whom: Whom<'_>,
         now: Now,
     ) -> Result<Posted, Refusal> {
         let is_reply = !frame.reply_to.is_empty() && asked.is_none();
@@ -120,7 +163,6 @@ impl Router {
             id: &frame.id,
             kind: kind(&frame, sender, asked.as_ref(), is_reply),
         };
-        // A private frame's addressee is looked up by its text.
         let plan = match shared.session.plan_post(&post)? {
             Verdict::Append(plan) => plan,
             Verdict::Duplicate { seq, index } => {
@@ -130,11 +172,7 @@ impl Router {
                     index,
                     ..accepted(live, &frame, is_reply)
                 };
-                return Ok(Posted {
-                    accepted,
-                    effects: Vec::new(),
-                    later: None,
-                });
+                return Ok(shared.posted_again(accepted, whom));
             }
         };
         frame.attempt = plan.attempt;
@@ -145,71 +183,56 @@ impl Router {
             index: plan.index,
             ..accepted(live, &frame, is_reply)
         };
-        let (effects, later) = self.append(live, &mut shared, frame, plan, now)?;
-        Ok(Posted {
-            accepted,
-            effects,
-            later,
-        })
+        self.append(live, &mut shared, frame, plan, (accepted, whom), now)
     }
 
-    /// Writes the plan's frame to the log, and lets it have happened.
+    /// Writes the plan's frame to the log, and lets it have happened. What follows from it waits until it is durable, in the
+    /// order of the log.
     fn append(
         &self,
         live: &Arc<Live>,
         shared: &mut Shared,
         mut frame: Frame,
         plan: Plan,
+        (accepted, whom): (pb::Accepted, Whom<'_>),
         now: Now,
-    ) -> Result<(Vec<Effect>, Option<crate::log::Wait<()>>), Refusal> {
-        frame.seq = plan.seq;
+    ) -> Result<Posted, Refusal> {
+        let seq = plan.seq;
+        frame.seq = seq;
         frame.session_id = live.id().clone();
         frame.timestamp = Some(now.wall.into());
         let frame = Arc::new(Sealed::new(frame));
         let Appended { commit, first } = self.inner.log.append(live.id(), &frame)?;
-        let seq = plan.seq;
         let effects = shared.session.apply(plan, first, Arc::clone(&frame), now);
         shared.keep(frame);
         shared.last_used = now.mono;
-        let later = match commit {
+        self.arm(live, shared);
+        let wait = match commit {
             Commit::Done if shared.pending.is_empty() => {
                 shared.committed = seq;
-                None
+                return Ok(Posted {
+                    accepted,
+                    effects,
+                    waits: false,
+                });
             }
-            Commit::Done => Some(Box::pin(std::future::ready(Ok(()))) as crate::log::Wait<()>),
-            Commit::Later(wait) => Some(wait),
+            Commit::Done => Box::pin(std::future::ready(Ok(()))),
+            Commit::Later(wait) => wait,
         };
-        self.arm(live, shared);
-        Ok((effects, later))
-    }
-
-    /// Does what follows from an accepted frame: now, or when it is durable.
-    fn settle(&self, live: &Arc<Live>, posted: Posted, ack: Option<AckTo>, batch: &mut Batch) {
-        let Posted {
-            accepted,
-            effects,
-            later,
-        } = posted;
-        let Some(wait) = later else {
-            if !accepted.duplicate {
-                batch.touch(live);
-            }
-            self.carry_out(live, effects, batch);
-            return;
-        };
-        live.lock().pending.push_back(Pending {
-            seq: accepted.seq,
-            effects,
-            ack,
-        });
-        let router = self.clone();
-        let live = Arc::clone(live);
+        let ack = whom.ack(&accepted);
+        shared.pending.push_back(Pending { seq, effects, ack });
+        let (router, live) = (self.clone(), Arc::clone(live));
         tokio::spawn(async move {
             match wait.await {
-                Ok(()) => router.committed(&live, accepted.seq),
+                Ok(()) => router.committed(&live, seq),
                 Err(error) => router.lost(&live, &error.into()),
             }
         });
+        Ok(Posted {
+            accepted,
+            effects: Vec::new(),
+            waits: true,
+        })
     }
 
     /// Everything up to `seq` is durable.
@@ -222,24 +245,18 @@ impl Router {
             done.extend(shared.pending.pop_front());
         }
         drop(shared);
-        batch.touch(live);
-        let mut acks: Vec<(Arc<Link>, Vec<pb::Accepted>)> = Vec::new();
+        batch.touch(live, Haste::Now);
         for pending in done {
             self.carry_out(live, pending.effects, &mut batch);
             match pending.ack {
                 None => {}
                 // A call that is gone needs no answer.
                 Some(AckTo::Call(call)) => drop(call.send(())),
-                Some(AckTo::Link(link, accepted)) => match acks.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &link))
-                {
-                    Some((_, list)) => list.push(accepted),
-                    None => acks.push((link, vec![accepted])),
-                },
+                Some(AckTo::Link(link, accepted)) => {
+                    link.ack(std::iter::once(accepted));
+                    batch.touch_link(&link);
+                }
             }
-        }
-        for (link, accepted) in acks {
-            link.tell(&Str::EMPTY, Control::Ack(pb::Ack { accepted }));
-            batch.touch_link(&link);
         }
         batch.finish(None);
     }
@@ -254,7 +271,7 @@ impl Router {
                 link.kick();
             }
         }
-        self.evict(live, refusal);
+        self.evict(live, refusal, |_| true);
     }
 
     /// Does what the machine said is to be done.
@@ -268,8 +285,21 @@ impl Router {
                     };
                     let placed = self.dispatch().submit(ticket, &role, prefer);
                     match placed {
-                        Ok(Placed::With(worker)) => self.hand(live, &request, worker, batch),
+                        Ok(Placed::With(worker)) => {
+                            if !self.hand(live, &request, worker, batch) {
+                                let tickets = self.dispatch().release(worker);
+                                self.hand_all(tickets, worker, batch);
+                            }
+                        }
                         Ok(Placed::Waiting) => {
+                            // It may have ended before it began to wait; then nobody would withdraw it.
+                            if !live.lock().session.is_waiting(&request) {
+                                let ticket = Ticket {
+                                    session: live.id().clone(),
+                                    request: request.clone(),
+                                };
+                                self.dispatch().withdraw(&ticket, &role);
+                            }
                             tracing::debug!(session = %live.id(), %request, %role, "request waits for a worker");
                         }
                         Err(_) => self.end_or_retry(live, &request, Cause::TooManyWaiting, batch),
@@ -304,6 +334,7 @@ impl Router {
             }),
         );
         batch.touch_link(&link);
+        self.check_stalled(&link);
     }
 
     /// The worker has room for one more request.
@@ -315,21 +346,20 @@ impl Router {
         self.hand_all(tickets, worker, batch);
     }
 
-    /// Hands waiting requests, of whatever sessions, to a worker.
+    /// Hands waiting requests, of whatever sessions, to a worker. For each that is not needed any more it gets another one.
     pub(super) fn hand_all(&self, tickets: Vec<Ticket>, worker: WorkerKey, batch: &mut Batch) {
-        for ticket in tickets {
-            match self.find(&ticket.session) {
-                Ok(live) => self.hand(&live, &ticket.request, worker, batch),
-                Err(_) => {
-                    let more = self.dispatch().release(worker);
-                    self.hand_all(more, worker, batch);
-                }
+        let mut tickets = VecDeque::from(tickets);
+        while let Some(ticket) = tickets.pop_front() {
+            let live = self.find(&ticket.session);
+            let handed = live.is_ok_and(|live| self.hand(&live, &ticket.request, worker, batch));
+            if !handed {
+                tickets.extend(self.dispatch().release(worker));
             }
         }
     }
 
-    /// Hands a request to the worker that was chosen for it.
-    fn hand(&self, live: &Arc<Live>, request: &Str, worker: WorkerKey, batch: &mut Batch) {
+    /// Hands a request to the worker that was chosen for it; whether it still needed one.
+    fn hand(&self, live: &Arc<Live>, request: &Str, worker: WorkerKey, batch: &mut Batch) -> bool {
         let link = self.link(worker.connection).filter(|link| link.hold(live));
         let mut shared = live.lock();
         let remaining = shared.session.remaining(request, batch.now.mono);
@@ -338,17 +368,35 @@ impl Router {
         drop(shared);
         let (Some(attempt), Some(frame), Some(remaining)) = (assigned, frame, remaining) else {
             // It ended meanwhile.
-            return self.release(live, worker, batch);
+            if let Some(link) = link {
+                link.let_go(live);
+            }
+            return false;
         };
-        let Some(link) = link else {
-            return self.end_or_retry(live, request, Cause::WorkerLost, batch);
-        };
-        tracing::debug!(session = %live.id(), %request, connection = %link.name(), attempt, "request handed to a worker");
-        link.push(handed(frame.frame(), attempt, remaining));
-        batch.touch_link(&link);
-        if link.is_closed() {
-            // It went away between being chosen and being handed the request, too late to be asked what it holds.
+        if let Some(link) = &link {
+            tracing::debug!(session = %live.id(), %request, connection = %link.name(), attempt, "request handed to a worker");
+            link.push(handed(frame.frame(), attempt, remaining));
+            batch.touch_link(link);
+            self.check_stalled(link);
+        }
+        if link.is_none_or(|link| link.is_retired()) {
+            // It went away between being chosen and being handed the request, too late to be asked what it holds. It is not to
+            // be given another one for this one.
+            self.dispatch().unregister(worker);
             self.end_or_retry(live, request, Cause::WorkerLost, batch);
+        }
+        true
+    }
+
+    /// What others send to a connection alone is bounded too: one that leaves so much of it unread is stuck.
+    fn check_stalled(&self, link: &Link) {
+        let limit = self.limits().unread_bytes;
+        if link.unread() > limit {
+            tracing::warn!(connection = %link.name(), limit, "a worker reads nothing of what it is handed; disconnected");
+            let text = format!("more than {limit} bytes were left unread; connect again");
+            link.cut(Some(
+                Refusal::new(Reason::Stalled, text).with("limit", limit.to_string()),
+            ));
         }
     }
 
@@ -388,24 +436,14 @@ impl Router {
             body: Body::Error(Box::new(Refusal::new(reason, message).to_pb())),
             ..Frame::default()
         };
-        let seq = plan.seq;
-        let (effects, later) = self.append(live, &mut shared, frame, plan, batch.now)?;
+        let told = (pb::Accepted::default(), Whom::Nobody);
+        let posted = self.append(live, &mut shared, frame, plan, told, batch.now)?;
         drop(shared);
         tracing::debug!(session = %live.id(), request, %reason, "request ended by the gateway");
-        let accepted = pb::Accepted {
-            seq,
-            ..pb::Accepted::default()
-        };
-        self.settle(
-            live,
-            Posted {
-                accepted,
-                effects,
-                later,
-            },
-            None,
-            batch,
-        );
+        if !posted.waits {
+            batch.touch(live, Haste::Now);
+        }
+        self.carry_out(live, posted.effects, batch);
         Ok(())
     }
 
@@ -417,7 +455,9 @@ impl Router {
             Err(refusal) => {
                 tracing::warn!(session = %live.id(), request, %refusal, "a request's end could not be logged; trying again");
                 let mut shared = live.lock();
-                shared.unended.push((request.into(), cause));
+                if !shared.unended.iter().any(|(unended, _)| *unended == *request) {
+                    shared.unended.push((request.into(), cause));
+                }
                 self.arm(live, &mut shared);
             }
         }
@@ -431,6 +471,13 @@ impl Router {
         mut frame: Frame,
         batch: &mut Batch,
     ) -> Result<(), Refusal> {
+        let ends = frame.last || matches!(frame.body, Body::Error(_));
+        if ends && !frame.reply_to.is_empty() {
+            return Err(Refusal::field(
+                "ephemeral",
+                "a reply that ends its request cannot be ephemeral",
+            ));
+        }
         let mut shared = live.lock();
         shared.check_here(live.id())?;
         if frame.reply_to.is_empty() {
@@ -451,12 +498,35 @@ impl Router {
         shared.last_used = batch.now.mono;
         shared.note(frame, false);
         drop(shared);
-        batch.touch(live);
+        batch.touch(live, Haste::Now);
         Ok(())
     }
 }
 
 impl Shared {
+    /// The ack of a frame that is there already is as good as the first one's: it waits as long.
+    fn posted_again(&mut self, accepted: pb::Accepted, whom: Whom<'_>) -> Posted {
+        let waits = accepted.seq > self.committed;
+        if waits {
+            let at = self.pending.partition_point(|pending| pending.seq <= accepted.seq);
+            let ack = whom.ack(&accepted);
+            let seq = accepted.seq;
+            self.pending.insert(
+                at,
+                Pending {
+                    seq,
+                    effects: Vec::new(),
+                    ack,
+                },
+            );
+        }
+        Posted {
+            accepted,
+            effects: Vec::new(),
+            waits,
+        }
+    }
+
     /// A session that was deleted under somebody's hands is not there any more.
     pub(super) fn check_here(&self, session: &Str) -> Result<(), Refusal> {
         match self.gone {

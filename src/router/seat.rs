@@ -56,9 +56,18 @@ impl Cursor {
         }
     }
 
-    /// The connection asked this, and waits for the answer.
-    pub fn ask(&mut self, request: Str) {
-        self.asked.push(request);
+    /// The connection asked this, and waits for the answer; whether it did not before.
+    pub fn ask(&mut self, request: &Str) -> bool {
+        let is_new = !self.asked.contains(request);
+        if is_new {
+            self.asked.push(request.detached());
+        }
+        is_new
+    }
+
+    /// Keeps waiting only for what can still be answered.
+    pub fn keep_asked(&mut self, is_open: impl Fn(&Str) -> bool) {
+        self.asked.retain(is_open);
     }
 
     /// The answer was handed over; whether it had been waited for.
@@ -215,5 +224,54 @@ impl Seat {
             body: Body::Control(Box::new(Control::Gap(gap))),
             ..Frame::default()
         }
+    }
+}
+
+/// The seats of one connection, by the names of their sessions: most have one, and it should cost little.
+#[derive(Default)]
+pub(super) struct Seats {
+    by_session: Vec<Arc<Seat>>,
+}
+
+impl Seats {
+    fn find(&self, session: &str) -> Result<usize, usize> {
+        self.by_session
+            .binary_search_by(|seat| seat.live.id().as_str().cmp(session))
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_session.len()
+    }
+
+    pub fn get(&self, session: &str) -> Option<&Arc<Seat>> {
+        self.find(session).ok().map(|at| &self.by_session[at])
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Seat>> {
+        self.by_session.iter()
+    }
+
+    /// Puts the seat in place of the one that the session had.
+    pub fn insert(&mut self, seat: Arc<Seat>) {
+        match self.find(seat.live.id()) {
+            Ok(at) => self.by_session[at] = seat,
+            Err(at) => {
+                if self.by_session.is_empty() {
+                    self.by_session.reserve_exact(1);
+                }
+                self.by_session.insert(at, seat);
+            }
+        }
+    }
+
+    pub fn remove(&mut self, session: &str) {
+        if let Ok(at) = self.find(session) {
+            self.by_session.remove(at);
+        }
+    }
+
+    /// All of them, by whose way they go.
+    pub fn take(&mut self) -> Vec<Arc<Seat>> {
+        std::mem::take(&mut self.by_session)
     }
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::Router;
-use super::batch::Batch;
-use super::live::Live;
+use super::batch::{Batch, Haste};
+use super::live::{Live, Shared};
 use super::members::dismiss;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Frame, Sealed, Str, pb};
@@ -116,7 +116,7 @@ impl Router {
         shared.session.update(set, unset, batch.now.wall);
         let changed = shared.tell_changed();
         drop(shared);
-        batch.touch(&live);
+        batch.touch(&live, Haste::Now);
         batch.finish(None);
         Ok(changed)
     }
@@ -125,6 +125,11 @@ impl Router {
     pub fn close(&self, id: &str, reason: &str) -> Result<pb::Session, Refusal> {
         let live = self.find(id)?;
         let mut batch = Batch::new(self.now());
+        let reason = if reason.is_empty() {
+            "the session was closed"
+        } else {
+            reason
+        };
         loop {
             let open: Vec<Str> = live
                 .lock()
@@ -156,7 +161,7 @@ impl Router {
                 shared.tell_changed()
             };
             drop(shared);
-            batch.touch(&live);
+            batch.touch(&live, Haste::Now);
             batch.finish(None);
             tracing::info!(session = id, "session closed");
             return Ok(changed);
@@ -169,21 +174,25 @@ impl Router {
         self.evict(
             &live,
             &Refusal::new(Reason::SessionDeleted, format!("session {id} was deleted")),
+            |_| true,
         );
         tracing::info!(session = id, "session deleted");
         Ok(())
     }
 
     /// Takes a session out of the registry and the log, and everybody out of the session.
-    pub(super) fn evict(&self, live: &Arc<Live>, refusal: &Refusal) {
+    pub(super) fn evict(&self, live: &Arc<Live>, refusal: &Refusal, only_if: impl Fn(&Shared) -> bool) -> bool {
         let mut batch = Batch::new(self.now());
         let mut shard = self.shard(live.id());
         if !shard.get(live.id()).is_some_and(|there| Arc::ptr_eq(there, live)) {
-            return;
+            return false;
+        }
+        let mut shared = live.lock();
+        if !only_if(&shared) {
+            return false;
         }
         shard.remove(live.id());
         self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
-        let mut shared = live.lock();
         shared.gone = true;
         let mut effects = Vec::new();
         let open: Vec<Str> = shared
@@ -207,6 +216,7 @@ impl Router {
         }
         self.carry_out(live, effects, &mut batch);
         batch.finish(None);
+        true
     }
 
     /// Reads a log.
@@ -288,7 +298,7 @@ impl Query {
     }
 }
 
-impl super::live::Shared {
+impl Shared {
     /// Tells the members what the session is like now.
     fn tell_changed(&mut self) -> pb::Session {
         let session = self.describe();

@@ -24,6 +24,8 @@ use crate::session::{Cause, Due};
 pub(super) const WHEEL: usize = 32;
 /// How far the ticker may be behind before the gateway calls itself unwell.
 pub(super) const LATE: Duration = Duration::from_secs(10);
+/// What "soon" is.
+const SOON: Duration = Duration::from_millis(5);
 /// How soon an end that the log refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// A ping, whole: RFC 6455 §5.5.2.
@@ -37,10 +39,14 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    fn add(&self, at: Instant, number: u64, live: &Arc<Live>) {
+    /// Puts the session into the table, in one place only.
+    fn set(&self, place: (Instant, u64), before: Option<(Instant, u64)>, live: &Arc<Live>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = table.keys().next().is_none_or(|(first, _)| at < *first);
-        table.insert((at, number), Arc::downgrade(live));
+        if let Some(before) = before {
+            table.remove(&before);
+        }
+        let first = table.keys().next().is_none_or(|(first, _)| place.0 < *first);
+        table.insert(place, Arc::downgrade(live));
         drop(table);
         if first {
             self.earlier.notify_one();
@@ -56,14 +62,38 @@ impl Timers {
     }
 }
 
+/// Links that are kicked a little later, together with what comes for them until then.
+#[derive(Default)]
+pub(super) struct Later {
+    links: Mutex<Vec<Arc<Link>>>,
+    some: Notify,
+}
+
+impl Later {
+    pub fn add(&self, link: Arc<Link>) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.push(link);
+        let first = links.len() == 1;
+        drop(links);
+        if first {
+            self.some.notify_one();
+        }
+    }
+
+    fn take(&self) -> Vec<Arc<Link>> {
+        std::mem::take(&mut self.links.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// How long a tick is.
 pub(super) fn tick(limits: &Limits) -> Duration {
     (limits.heartbeat / WHEEL as u32).max(Duration::from_millis(10))
 }
 
-/// Starts the two tasks, which end when the router is dropped.
+/// Starts the tasks, which end when the router is dropped.
 pub(super) fn start(router: &Router) {
     tokio::spawn(deadlines(Arc::downgrade(&router.inner)));
+    tokio::spawn(kick_later(Arc::downgrade(&router.inner), router.later()));
     tokio::spawn(ticker(Arc::downgrade(&router.inner), tick(&router.inner.limits)));
 }
 
@@ -79,6 +109,19 @@ async fn deadlines(inner: Weak<Inner>) {
         tokio::select! {
             () = earlier => {}
             () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn kick_later(inner: Weak<Inner>, later: Arc<Later>) {
+    while inner.strong_count() > 0 {
+        // Now and then it looks whether the router is still there.
+        if tokio::time::timeout(LATE, later.some.notified()).await.is_err() {
+            continue;
+        }
+        tokio::time::sleep(SOON).await;
+        for link in later.take() {
+            link.kick_late();
         }
     }
 }
@@ -101,13 +144,16 @@ async fn ticker(inner: Weak<Inner>, period: Duration) {
 impl Router {
     /// Sees to it that the timers look at the session when it has a deadline.
     pub(super) fn arm(&self, live: &Arc<Live>, shared: &mut Shared) {
-        let retry = (!shared.unended.is_empty()).then(|| self.now().mono + RETRY);
-        let Some(at) = shared.session.deadline().into_iter().chain(retry).min() else {
-            return;
+        // While the log refuses ends, what is due is tried at this pace.
+        let at = match shared.unended.is_empty() {
+            true => shared.session.deadline(),
+            false => Some(self.now().mono + RETRY),
         };
-        if shared.armed.is_none_or(|armed| at < armed) {
-            shared.armed = Some(at);
-            self.inner.timers.add(at, self.next_id(), live);
+        let Some(at) = at else { return };
+        if shared.armed.is_none_or(|(armed, _)| at < armed) {
+            let place = (at, self.next_id());
+            let before = shared.armed.replace(place);
+            self.inner.timers.set(place, before, live);
         }
     }
 
@@ -179,16 +225,13 @@ impl Router {
     fn sweep(&self) {
         let now = self.now().mono;
         for live in self.all_sessions() {
-            let shared = live.lock();
-            let idle = shared.seats().is_empty()
-                && shared.session.open_request_count() == 0
-                && now.saturating_duration_since(shared.last_used) > self.inner.idle;
-            drop(shared);
-            if idle {
-                self.evict(
-                    &live,
-                    &Refusal::new(Reason::SessionDeleted, "the session was not used for long"),
-                );
+            let is_idle = |shared: &Shared| {
+                shared.seats().is_empty()
+                    && shared.session.open_request_count() == 0
+                    && now.saturating_duration_since(shared.last_used) > self.inner.idle
+            };
+            let refusal = Refusal::new(Reason::SessionDeleted, "the session was not used for long");
+            if is_idle(&live.lock()) && self.evict(&live, &refusal, is_idle) {
                 tracing::info!(session = %live.id(), "idle session removed");
             }
         }

@@ -385,15 +385,7 @@ impl<F> Session<F> {
         if worker.connection != reply.connection {
             return Err(not_yours(reply.request));
         }
-        if reply.attempt != 0 && reply.attempt != attempt {
-            return Err(Refusal::new(
-                Reason::Superseded,
-                format!(
-                    "the request is at attempt {attempt}, the reply is of attempt {}",
-                    reply.attempt
-                ),
-            ));
-        }
+        check_attempt(reply, attempt)?;
         match reply.index {
             Some(index) if index < chunks => {
                 return Ok(Verdict::Duplicate {
@@ -439,6 +431,7 @@ impl<F> Session<F> {
         };
         match open.phase {
             Phase::Assigned { worker, attempt, .. } if worker.connection == reply.connection => {
+                check_attempt(reply, attempt)?;
                 Ok((attempt, worker.slot))
             }
             _ => Err(not_yours(reply.request)),
@@ -701,6 +694,17 @@ impl<F> Session<F> {
             )
         }
     }
+}
+
+fn check_attempt(reply: Reply<'_>, attempt: u32) -> Result<(), Refusal> {
+    if reply.attempt == 0 || reply.attempt == attempt {
+        return Ok(());
+    }
+    let text = format!(
+        "the request is at attempt {attempt}, the reply is of attempt {}",
+        reply.attempt
+    );
+    Err(Refusal::new(Reason::Superseded, text))
 }
 
 fn not_yours(request: &str) -> Refusal {

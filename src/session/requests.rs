@@ -43,7 +43,7 @@ impl Cause {
             Cause::TotalTimeout => Reason::TotalTimeout,
             Cause::WorkerLost => Reason::WorkerLost,
             Cause::TooManyWaiting => Reason::TooManyWaiting,
-            Cause::SessionClosed => Reason::SessionClosed,
+            Cause::SessionClosed => Reason::RequestCancelled,
             Cause::SessionDeleted => Reason::SessionDeleted,
             Cause::Shutdown => Reason::Shutdown,
         })

@@ -165,7 +165,7 @@ fn broken(status: &Status, limit: usize) -> Incoming {
             Refusal::new(Reason::FrameTooLarge, format!("a frame may have {limit} bytes at most"))
                 .with("limit", limit.to_string()),
         ),
-        Code::Cancelled | Code::Unavailable | Code::Unknown => Incoming::Closed,
+        Code::Cancelled | Code::Unavailable | Code::Unknown => Incoming::Closed(Bytes::new()),
         _ => Incoming::Broken(Refusal::new(
             Reason::MalformedFrame,
             format!("not a gRPC message: {}", status.message()),

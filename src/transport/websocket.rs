@@ -38,7 +38,7 @@ pub const PROTO: &str = "twinspan.v1.proto";
 const IDLE_BUFFER: usize = 256;
 /// What is read from a socket at once.
 const READ: usize = 64 << 10;
-/// Unsent pongs beyond which the peer is not read from.
+/// How long what a peer still sends is read after it was sent the last word.
 const LINGER: Duration = Duration::from_secs(2);
 
 thread_local! {
@@ -51,6 +51,10 @@ pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
         Ok(handshake) => handshake,
         Err(refused) => return *refused,
     };
+    if let Err(refusal) = router.check_room() {
+        tracing::warn!(%refusal, "handshake refused");
+        return *refuse(StatusCode::SERVICE_UNAVAILABLE, format!("{refusal}; try again later"));
+    }
     let query = request.uri().query().unwrap_or_default().to_owned();
     let upgrade = hyper::upgrade::on(&mut request);
     let form = handshake.form;
@@ -58,8 +62,9 @@ pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
     tokio::spawn(async move {
         match upgrade.await {
             Ok(upgraded) => {
-                let connection = Box::pin(run(router, upgraded, form, query));
-                tokio::spawn(connection);
+                if let Some(drive) = begin(&router, upgraded, form, &query) {
+                    tokio::spawn(tokio::task::coop::unconstrained(drive));
+                }
             }
             Err(error) => tracing::debug!(%error, "the connection ended before it became a WebSocket"),
         }
@@ -138,7 +143,7 @@ fn handshake(request: &Request<Body>) -> Result<Handshake, Box<Response<Body>>> 
     }
 }
 
-fn refuse(status: StatusCode, text: &'static str) -> Box<Response<Body>> {
+fn refuse(status: StatusCode, text: impl std::fmt::Display) -> Box<Response<Body>> {
     let mut response = Response::new(Body::from(format!("{text}\n")));
     *response.status_mut() = status;
     Box::new(response)
@@ -184,22 +189,25 @@ fn subprotocol(headers: &HeaderMap) -> Result<(Form, Option<&'static str>), Box<
         })
 }
 
-async fn run(router: Router, upgraded: Upgraded, form: Form, query: String) {
+fn begin(router: &Router, upgraded: Upgraded, form: Form, query: &str) -> Option<Drive<WsInlet>> {
     let (socket, early): (Pin<Box<dyn Socket>>, Bytes) = match upgraded.downcast::<TokioIo<TcpStream>>() {
         Ok(parts) => (Box::pin(parts.io.into_inner()), parts.read_buf),
         Err(upgraded) => (Box::pin(TokioIo::new(upgraded)), Bytes::new()),
     };
     let link = match router.attach(form, Some(socket)) {
         Ok(link) => link,
-        Err(refusal) => return tracing::warn!(%refusal, "connection refused"),
+        Err(refusal) => {
+            tracing::warn!(%refusal, "connection refused");
+            return None;
+        }
     };
     let inlet = WsInlet::new(Arc::clone(&link), &early, router.limits().frame_bytes);
-    let mut connection = Connection::new(&router, link);
-    if let Some(join) = join_of(&mut connection, &query) {
+    let mut connection = Connection::new(router, link);
+    if let Some(join) = join_of(&mut connection, query) {
         connection.receive_frame(join);
         connection.flush();
     }
-    tokio::task::coop::unconstrained(Drive::new(&router, connection, inlet)).await;
+    Some(Drive::new(router, connection, inlet))
 }
 
 /// The join that the URL asks for: `?session_id=…&role=…&member_id=…&after_seq=…&epoch=…&tail=…&presence=true`.
@@ -329,6 +337,8 @@ impl WsInlet {
 
     /// Sends what tungstenite has to say.
     fn speak(&mut self) {
+        // It has not written yet what it answers; into the buffer it always can.
+        drop(self.socket.flush());
         let unsent = &mut self.socket.get_mut().unsent;
         if !unsent.is_empty() {
             self.link.push_first(std::mem::take(unsent).into());
@@ -354,7 +364,7 @@ impl WsInlet {
             )
             .with("limit", self.limit.to_string()),
             Error::Utf8(_) => Refusal::new(Reason::InvalidUtf8, "a text message must be UTF-8"),
-            Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => return Incoming::Closed,
+            Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => return Incoming::Closed(Bytes::new()),
             other => Refusal::new(Reason::ProtocolError, other.to_string()),
         })
     }
@@ -363,15 +373,22 @@ impl WsInlet {
 impl Inlet for WsInlet {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
         loop {
-            let message = self.socket.read();
-            self.speak();
-            let message = match message {
+            let message = match self.socket.read() {
                 Ok(WsMessage::Text(text)) => Message::Text(Str::from(text.as_str())),
                 Ok(WsMessage::Binary(bytes)) => Message::Binary(Bytes::copy_from_slice(&bytes)),
-                Ok(_) => continue,
+                Ok(WsMessage::Close(_)) => {
+                    // What was accepted before is acked before the answer to the close.
+                    drop(self.socket.flush());
+                    let farewell = std::mem::take(&mut self.socket.get_mut().unsent);
+                    return Poll::Ready(Incoming::Closed(farewell.into()));
+                }
+                Ok(_) => {
+                    self.speak();
+                    return Poll::Ready(Incoming::Nothing);
+                }
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     match ready!(self.poll_fill(cx)) {
-                        Ok(0) | Err(_) => return Poll::Ready(Incoming::Closed),
+                        Ok(0) | Err(_) => return Poll::Ready(Incoming::Closed(Bytes::new())),
                         Ok(_) => self.link.alive(),
                     }
                     continue;

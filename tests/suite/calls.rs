@@ -69,7 +69,7 @@ async fn a_session_from_creation_to_deletion() {
     );
     assert_eq!(sessions.close(close).await.unwrap().into_inner().etag, closed.etag);
     let (_, end) = ann.answer("q").await;
-    assert!(is(error(&end), Reason::SessionClosed) && error(&end).message == "over");
+    assert!(is(error(&end), Reason::RequestCancelled) && error(&end).message == "over");
     ann.send(text("s", "x", "late")).await;
     assert!(is(&ann.refusal().await, Reason::SessionClosed));
 

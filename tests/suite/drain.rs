@@ -11,7 +11,7 @@ scenarios! {
 }
 
 async fn what_is_open_finishes(one: Face, other: Face) {
-    let mut gateway = Gateway::start().await;
+    let mut gateway = Gateway::with(|config| config.drain_grace = PATIENCE).await;
     let mut worker = gateway.worker(other, "brain", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
@@ -44,7 +44,7 @@ async fn what_is_open_finishes(one: Face, other: Face) {
 
 #[tokio::test]
 async fn what_does_not_finish_is_ended() {
-    let mut gateway = Gateway::with(|config| config.drain_grace = std::time::Duration::from_millis(100)).await;
+    let mut gateway = Gateway::start().await;
     let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;

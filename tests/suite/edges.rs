@@ -359,6 +359,8 @@ async fn a_length_prefix_reserves_nothing() {
         .body(tonic::body::Body::new(body))
         .unwrap();
     let mut raw = channel.clone();
+    let ready = std::future::poll_fn(|cx| tower_service::Service::<http::Request<_>>::poll_ready(&mut raw, cx));
+    patiently("the channel", ready).await.unwrap();
     let answer = patiently("an answer", tower_service::Service::call(&mut raw, request))
         .await
         .unwrap();

@@ -1,6 +1,8 @@
 //! The integration tests, one binary: scenarios that are written once and run over both faces, the calls, the edges that
 //! strangers touch, the store's failures, and frames in both forms.
 
+#![allow(clippy::unwrap_used, reason = "in tests")]
+
 mod calls;
 mod drain;
 mod edges;
@@ -9,6 +11,7 @@ mod protojson;
 mod requests;
 mod sessions;
 mod store;
+mod upkeep;
 
 /// Runs each scenario over all pairs of faces.
 #[macro_export]

@@ -413,7 +413,9 @@ fn broken_frames_are_refused_or_read_alike() {
             let again = read_json(&json(&frame, &types), &types);
             assert_same(&oracle.read_wire(&wire(&frame)), &oracle.read_wire(&wire(&again)), seed);
         }
-        if let Ok(Ok(frame)) = String::from_utf8(text).map(|text| Frame::from_json(&Str::from(text), &rules)) {
+        if let Ok(text) = String::from_utf8(text)
+            && let Ok(frame) = Frame::from_json(&Str::from(text), &rules)
+        {
             assert_eq!(read_wire(&wire(&frame), &types), frame, "seed {seed}");
         }
     }

@@ -23,6 +23,7 @@ scenarios! {
     a_worker_serves_some_sessions_only
     ids_of_open_requests_are_unique
     late_joiners_see_the_open_requests
+    a_worker_that_reads_nothing_is_let_go
 }
 
 async fn handed(worker: &mut Peer) -> Frame {
@@ -431,6 +432,30 @@ async fn late_joiners_see_the_open_requests(one: Face, other: Face) {
     gateway.stopped().await;
 }
 
+async fn a_worker_that_reads_nothing_is_let_go(one: Face, other: Face) {
+    let gateway = Gateway::with(|config| {
+        config.limits.frame_bytes = 600 << 10;
+        config.limits.outbox_bytes = 600 << 10;
+        config.limits.unread_bytes = 4 << 20;
+    })
+    .await;
+    let mut count = gateway.router.link_count();
+    let _stuck = gateway.worker(other, "brain", 1_000).await;
+    let mut ann = gateway.peer(one).await;
+    let large = format!("\"{}\"", "x".repeat(500_000));
+    // More than its sockets take, and what may wait for it besides.
+    for at in 0..60 {
+        let asked = to(payload("s", &at.to_string(), &large), role("brain"));
+        ann.send(hasty(asked, 100, 0)).await;
+    }
+    let (_, end) = ann.answer("0").await;
+    assert!(is(error(&end), Reason::WorkerLost), "{end:?}");
+    patiently("the worker to be let go", count.wait_for(|count| *count == 1))
+        .await
+        .unwrap();
+    gateway.stopped().await;
+}
+
 #[tokio::test]
 async fn a_half_closed_stream_ends_when_it_is_answered() {
     let gateway = Gateway::start().await;
@@ -494,5 +519,74 @@ async fn limits_are_told() {
     cy.send(text("t", "", "")).await;
     cy.send(text("u", "", "")).await;
     assert!(is(&cy.refusal().await, Reason::TooManySessions));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_request_sent_again_is_not_waited_for() {
+    let gateway = Gateway::start().await;
+    let mut worker = gateway.worker(Face::Json, "brain", 1).await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = handed(&mut worker).await;
+    worker.send(last(&asked, "yes")).await;
+    ann.answer("q").await;
+    ann.send(request("s", "q", "brain")).await;
+    assert!(ann.acked("q").await.duplicate);
+    ann.half_close();
+    assert!(matches!(ann.ended().await, Ended::Done));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_half_closed_stream_ends_with_its_session() {
+    let gateway = Gateway::start().await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    ann.acked("q").await;
+    ann.half_close();
+    gateway.router.delete("s").unwrap();
+    assert!(matches!(ann.ended().await, Ended::Done));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_reply_that_ends_a_request_is_logged() {
+    let gateway = Gateway::start().await;
+    let mut worker = gateway.worker(Face::Json, "brain", 1).await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = handed(&mut worker).await;
+    let fleeting = Frame {
+        ephemeral: true,
+        ..last(&asked, "yes")
+    };
+    worker.send(fleeting).await;
+    assert!(is(&worker.refusal().await, Reason::InvalidField));
+    worker
+        .send(Frame {
+            ephemeral: true,
+            attempt: 7,
+            ..chunk(&asked, "progress")
+        })
+        .await;
+    assert!(is(&worker.refusal().await, Reason::Superseded));
+    worker.send(last(&asked, "yes")).await;
+    assert_eq!(ann.answer("q").await.0, "yes");
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn watchers_count() {
+    let gateway = Gateway::with(|config| config.limits.members = 2).await;
+    let _ann = gateway.member(Face::Json, "s", "ann").await;
+    let mut sessions = gateway.sessions().await;
+    let watch = pb::WatchRequest {
+        session_id: "s".to_owned(),
+        ..pb::WatchRequest::default()
+    };
+    let _first = sessions.watch(watch.clone()).await.unwrap();
+    let second = sessions.watch(watch).await.unwrap_err();
+    assert_eq!(reason_of(&second).as_deref(), Some("TOO_MANY_MEMBERS"));
     gateway.stopped().await;
 }

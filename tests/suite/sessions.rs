@@ -337,7 +337,11 @@ async fn leaving(one: Face, other: Face) {
 
 async fn a_reader_that_stops_loses_nothing(one: Face, other: Face) {
     const FRAMES: u64 = 3_000;
-    let gateway = Gateway::with(|config| config.limits.tail_frames = 16).await;
+    let gateway = Gateway::with(|config| {
+        config.limits.tail_frames = 16;
+        config.retention.bytes = 1 << 27;
+    })
+    .await;
     let mut ann = gateway.member(one, "s", "ann").await;
     // More than the sockets between them hold.
     let mut stopped = gateway.member(other, "s", "stopped").await;
@@ -376,7 +380,7 @@ async fn payloads_cross_unchanged(one: Face, other: Face) {
             panic!("not a payload: {frame:?}")
         };
         let want: serde_json::Value = serde_json::from_str(shape).unwrap();
-        let got: serde_json::Value = serde_json::from_str(&got.as_json()).unwrap();
+        let got: serde_json::Value = serde_json::from_str(got.as_json()).unwrap();
         assert!(same(&got, &want), "{got} is not {want}");
     }
     let bytes: Vec<u8> = (0..=255).collect();

@@ -15,6 +15,7 @@ struct Faulty {
     inner: Memory,
     broken: AtomicBool,
     slow: AtomicBool,
+    refuses: Mutex<Option<Str>>,
     waiting: Mutex<Vec<oneshot::Sender<Result<(), Error>>>>,
 }
 
@@ -29,8 +30,14 @@ impl Faulty {
             inner: Memory::new(retention),
             broken: AtomicBool::new(false),
             slow: AtomicBool::new(false),
+            refuses: Mutex::default(),
             waiting: Mutex::default(),
         })
+    }
+
+    /// The session's next append is refused.
+    fn refuse_once(&self, session: &str) {
+        *self.refuses.lock().unwrap() = Some(session.into());
     }
 
     fn commit(&self, result: &Result<(), Error>) {
@@ -47,6 +54,15 @@ fn unavailable() -> Error {
 impl Log for Faulty {
     fn append(&self, session: &Str, frame: &Arc<Sealed>) -> Result<Appended, Error> {
         if self.broken.load(Ordering::SeqCst) {
+            return Err(unavailable());
+        }
+        if self
+            .refuses
+            .lock()
+            .unwrap()
+            .take_if(|refused| refused == session)
+            .is_some()
+        {
             return Err(unavailable());
         }
         let appended = self.inner.append(session, frame)?;
@@ -149,6 +165,40 @@ async fn nobody_sees_what_is_not_durable() {
     worker
         .until("the request", |frame| (frame.attempt > 0).then_some(()))
         .await;
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn what_is_not_durable_is_news_to_whoever_joins() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    log.slow.store(true, Ordering::SeqCst);
+    ann.send(text("s", "1", "wait")).await;
+    ann.send(text("s", "1", "the same again")).await;
+    ann.hears_no_ack().await;
+    let mut bob = gateway.peer(Face::Grpc).await;
+    assert_eq!(bob.join("s", Default::default()).await.head_seq, 0);
+    log.commit(&Ok(()));
+    assert_eq!(bob.logged().await.seq, 1);
+    assert!(!ann.acked("1").await.duplicate);
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn timeouts_outlast_a_log_that_refuses() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    let mut bob = gateway.member(Face::Grpc, "t", "bob").await;
+    ann.send(hasty(request("s", "q", "brain"), 50, 0)).await;
+    ann.acked("q").await;
+    bob.send(hasty(request("t", "r", "brain"), 200, 0)).await;
+    bob.acked("r").await;
+    log.refuse_once("s");
+    // Another session's timer goes on meanwhile.
+    assert!(is(error(&bob.answer("r").await.1), Reason::NoWorker));
+    assert!(is(error(&ann.answer("q").await.1), Reason::NoWorker));
     gateway.stopped().await;
 }
 

@@ -1,0 +1,198 @@
+//! The commands: what `twinspan` does when it is called. Each lives in a module of its own; this one tells them apart, starts the
+//! runtime, and turns what went wrong into a message and an exit code.
+//!
+//! Commands that talk to a gateway do so through `client`, as anybody would.
+
+mod body;
+mod call;
+mod demo;
+mod dev;
+mod output;
+mod send;
+mod serve;
+mod settings;
+mod signals;
+mod tail;
+
+use std::fmt;
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::{self, Client, Origin};
+use crate::{config, server, telemetry};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    refused, or the request ended in an error
+  2    wrong usage, or settings that cannot be used
+  3    the gateway could not be reached, or the connection was lost
+  130  interrupted";
+
+/// A session gateway: backends dial in over gRPC, browsers over WebSocket.
+#[derive(Debug, Parser)]
+#[command(name = "twinspan", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(settings::Settings),
+    /// Run the gateway with a demo worker, and print how to talk to it
+    Dev(settings::Settings),
+    /// Send one frame to a session, and print its id and its place in the session
+    Send(send::Send),
+    /// Ask a role something, and print the answer as it comes
+    Call(call::Call),
+    /// Print what a session holds and what happens in it
+    Tail(tail::Tail),
+    /// Print the settings in force, and where each came from
+    Config(settings::Show),
+}
+
+/// Where the gateway is.
+#[derive(Debug, Args)]
+struct Gateway {
+    /// Where the gateway is
+    #[arg(long, default_value = "http://127.0.0.1:7080")]
+    url: String,
+}
+
+impl Gateway {
+    async fn connect(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.url).await?)
+    }
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+struct Failure {
+    exit: u8,
+    message: String,
+}
+
+impl Failure {
+    const REFUSED: u8 = 1;
+    const USAGE: u8 = 2;
+    const UNREACHABLE: u8 = 3;
+    const INTERRUPTED: u8 = 130;
+
+    fn new(exit: u8, message: impl fmt::Display) -> Self {
+        Self {
+            exit,
+            message: message.to_string(),
+        }
+    }
+
+    /// The reader of our output is gone, as with `| head`: nothing is wrong, and nobody listens.
+    fn unread() -> Self {
+        Self::new(0, "")
+    }
+
+    fn report(&self) -> ExitCode {
+        if !self.message.is_empty() {
+            eprintln!("twinspan: {}", self.message);
+        }
+        ExitCode::from(self.exit)
+    }
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Self {
+        match error.origin {
+            Origin::Gateway => Self::new(Self::REFUSED, error),
+            Origin::Usage => Self::new(Self::USAGE, error),
+            Origin::Transport if error.message.starts_with("cannot reach") => {
+                let hint = "Start one with `twinspan dev`, or say where it is with --url.";
+                Self::new(Self::UNREACHABLE, format!("{error}\n{hint}"))
+            }
+            Origin::Transport => Self::new(Self::UNREACHABLE, error),
+        }
+    }
+}
+
+impl From<config::Errors> for Failure {
+    fn from(errors: config::Errors) -> Self {
+        Self::new(Self::USAGE, errors)
+    }
+}
+
+impl From<server::Error> for Failure {
+    fn from(error: server::Error) -> Self {
+        Self::new(Self::REFUSED, error)
+    }
+}
+
+impl From<telemetry::Error> for Failure {
+    fn from(error: telemetry::Error) -> Self {
+        Self::new(Self::REFUSED, error)
+    }
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(settings) => settings
+            .load(config::Config::default())
+            .and_then(|config| on_all_cores(serve::run(config))),
+        Command::Dev(settings) => settings
+            .load(dev::defaults())
+            .and_then(|config| on_all_cores(dev::run(config))),
+        Command::Send(send) => on_one_core(send.run()),
+        Command::Call(call) => on_one_core(call.run()),
+        Command::Tail(tail) => on_one_core(tail.run()),
+        Command::Config(show) => show.run(),
+    };
+    done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+}
+
+fn on_all_cores(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    run(tokio::runtime::Builder::new_multi_thread(), command)
+}
+
+fn on_one_core(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    run(tokio::runtime::Builder::new_current_thread(), command)
+}
+
+fn run(
+    mut builder: tokio::runtime::Builder,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let runtime = builder
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Failure::REFUSED, error))?;
+    runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_went_wrong_has_its_exit_code() {
+        let exit = |origin, message: &str| {
+            let status = tonic::Status::unimplemented(message);
+            Failure::from(client::Error {
+                origin,
+                ..client::Error::from(status)
+            })
+            .exit
+        };
+        assert_eq!(exit(Origin::Gateway, "no"), 1);
+        assert_eq!(exit(Origin::Usage, "no"), 2);
+        assert_eq!(exit(Origin::Transport, "cannot reach the gateway"), 3);
+    }
+}

@@ -1,0 +1,174 @@
+//! The demo worker: a backend like any other, which dials in over gRPC and says word by word what it was told.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::client::{Backoff, Client, Connection, Error, Sender};
+use crate::frame::{Body, Control, Frame, Str, pb};
+
+/// Between two words, so that one sees them come.
+const PAUSE: Duration = Duration::from_millis(40);
+const MAX_IN_FLIGHT: u32 = 256;
+
+/// A request: its session, and its id.
+type Key = (Str, Str);
+
+/// Serves the role, over reconnects. Returns only where trying again would not help.
+pub async fn work(url: &str, role: &str) -> Error {
+    let client = match Client::connect_lazy(url) {
+        Ok(client) => client,
+        Err(error) => return error,
+    };
+    let mut backoff = Backoff::default();
+    loop {
+        let ended = shift(&client, role).await;
+        match ended {
+            Ok(()) => backoff.reset(),
+            Err(error) if !error.retryable => return error,
+            Err(error) => {
+                tracing::debug!(%error, "the demo worker lost its gateway");
+                tokio::time::sleep(backoff.after(&error)).await;
+            }
+        }
+    }
+}
+
+/// One connection's worth of work.
+async fn shift(client: &Client, role: &str) -> Result<(), Error> {
+    let mut connection = client.attach().await?;
+    let serve = pb::Serve {
+        role: role.to_owned(),
+        max_in_flight: MAX_IN_FLIGHT,
+        worker_id: "demo-worker".to_owned(),
+        ..pb::Serve::default()
+    };
+    connection.serve(serve).await?;
+    Shift {
+        sender: connection.sender(),
+        answers: JoinSet::new(),
+        running: HashMap::new(),
+    }
+    .run(&mut connection)
+    .await
+}
+
+struct Shift {
+    sender: Sender,
+    answers: JoinSet<Key>,
+    running: HashMap<Key, AbortHandle>,
+}
+
+impl Shift {
+    async fn run(mut self, connection: &mut Connection) -> Result<(), Error> {
+        loop {
+            tokio::select! {
+                frame = connection.next() => match frame {
+                    Some(frame) => self.handle(frame?),
+                    None => return Ok(()),
+                },
+                Some(ended) = self.answers.join_next() => {
+                    if let Ok(key) = ended {
+                        self.running.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, frame: Frame) {
+        match &frame.body {
+            Body::Control(control) => {
+                if let Control::Cancel(cancel) = &**control {
+                    let key = (frame.session_id.clone(), Str::from(cancel.request_id.as_str()));
+                    if let Some(answer) = self.running.remove(&key) {
+                        answer.abort();
+                    }
+                }
+            }
+            Body::Error(error) if !frame.reply_to.is_empty() => {
+                tracing::debug!(reason = %error.reason, "a reply was refused")
+            }
+            _ if frame.attempt > 0 && frame.reply_to.is_empty() => {
+                let key = (frame.session_id.clone(), frame.id.clone());
+                let answer = self.answers.spawn(answer(self.sender.clone(), frame));
+                self.running.insert(key, answer);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Streams the answer to one request.
+async fn answer(sender: Sender, request: Frame) -> Key {
+    let reply = |kind: &'static str, body| Frame {
+        session_id: request.session_id.clone(),
+        reply_to: request.id.clone(),
+        attempt: request.attempt,
+        r#type: Str::from_static(kind),
+        body,
+        ..Frame::default()
+    };
+    let said = said(&request.body);
+    for word in said.split_inclusive(char::is_whitespace) {
+        // A gateway that is gone ends the whole shift; nobody is left to be told here.
+        if sender
+            .send(reply("stream_chunk", Body::Text(word.into())))
+            .await
+            .is_err()
+        {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    let last = Frame {
+        last: true,
+        ..reply("stream_end", Body::None)
+    };
+    sender.send(last).await.ok();
+    (request.session_id, request.id)
+}
+
+/// What the request says: its text, or that of a member of its payload that is likely to be it, or all of its payload.
+fn said(body: &Body) -> String {
+    match body {
+        Body::Text(text) => text.to_string(),
+        Body::Payload(payload) => said_in(payload.as_json()),
+        Body::Data(data) => format!("{} bytes", data.len()),
+        Body::Message(message) => format!("a {}", message.type_url.rsplit('/').next().unwrap_or_default()),
+        Body::None | Body::Error(_) | Body::Control(_) => "nothing".to_owned(),
+    }
+}
+
+fn said_in(json: &str) -> String {
+    match serde_json::from_str(json) {
+        Ok(Value::String(text)) => text,
+        Ok(Value::Object(members)) => {
+            let likely = ["text", "prompt", "query", "message"]
+                .iter()
+                .find_map(|name| members.get(*name)?.as_str());
+            likely.map_or_else(|| json.to_owned(), str::to_owned)
+        }
+        _ => json.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_payload_says() {
+        for (json, text) in [
+            (r#""hello""#, "hello"),
+            (r#"{"action":"search","query":"HEA synthesis"}"#, "HEA synthesis"),
+            (r#"{"prompt":"p","text":"t"}"#, "t"),
+            (r#"{"text":1}"#, r#"{"text":1}"#),
+            ("[1,2]", "[1,2]"),
+        ] {
+            assert_eq!(said_in(json), text);
+        }
+    }
+}

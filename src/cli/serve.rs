@@ -1,0 +1,18 @@
+//! `twinspan serve`: the gateway, until it is asked to stop.
+
+use super::Failure;
+use super::signals::Signals;
+use crate::config::Config;
+use crate::server::Server;
+use crate::telemetry;
+
+pub async fn run(config: Config) -> Result<(), Failure> {
+    telemetry::init(&config)?;
+    let signals = Signals::install()?;
+    if !config.listen.ip().is_loopback() {
+        tracing::warn!(listen = %config.listen, "other machines can reach the gateway, which does not authenticate them");
+    }
+    let server = Server::bind(config).await?;
+    server.run(signals.asked_once()).await?;
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! The settings: one table declares each of them, and the file, the environment, the flags, the checks and the manual
+//! (docs/CONFIGURATION.md) derive from it.
+//!
+//! A setting is changed by, from the strongest: a flag, an environment variable, the file, its default. All that is wrong is
+//! reported at once. Nothing here opens a socket or starts anything.
+
+mod kind;
+mod load;
+mod manual;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::limits::Limits;
+use crate::log::Retention;
+
+use kind::{Address, Bytes, Count, Described, Files, Filter, Format, Kind, Raw, Routes, Span, Switch};
+pub use kind::{LogFormat, parse_duration};
+pub use load::{Errors, Flag, Inputs, Loaded, Problem, Source};
+
+/// The settings in force.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the gateway listens.
+    pub listen: SocketAddr,
+    /// Whether `listen` may be an address that other machines reach.
+    pub allow_public_without_auth: bool,
+    /// The form of the process's own log.
+    pub log_format: LogFormat,
+    /// What the process's own log holds.
+    pub log_filter: String,
+    /// How long open requests may go on once the gateway is asked to stop.
+    pub drain_grace: Duration,
+    /// Files with the descriptors of typed messages.
+    pub descriptors: Vec<PathBuf>,
+    /// Which frame type goes to which role.
+    pub routes: BTreeMap<String, String>,
+    /// How much of the sessions is kept.
+    pub retention: Retention,
+    /// How long a session that nobody uses is kept.
+    pub idle: Duration,
+    /// What peers are held to.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7080)),
+            allow_public_without_auth: false,
+            log_format: LogFormat::Text,
+            log_filter: "info".to_owned(),
+            drain_grace: Duration::from_secs(10),
+            descriptors: Vec::new(),
+            routes: BTreeMap::new(),
+            retention: Retention {
+                frames: 10_000,
+                bytes: 16 << 20,
+                total_bytes: 1 << 30,
+            },
+            idle: Duration::from_secs(24 * 60 * 60),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// One row of the table.
+pub struct Setting {
+    /// The name, as the file has it.
+    pub key: &'static str,
+    /// What it does, for the manual.
+    pub doc: &'static str,
+    /// The flag's name without dashes, where it has one of its own.
+    pub flag: Option<&'static str>,
+    /// Whether the flag stands alone, for "true".
+    pub is_switch: bool,
+    expected: &'static str,
+    read: fn(&mut Config, &Raw) -> Option<()>,
+    show: fn(&Config) -> toml::Value,
+}
+
+impl Setting {
+    /// The environment variable's name.
+    pub fn variable(&self) -> String {
+        format!("TWINSPAN_{}", self.key.replace('.', "_").to_uppercase())
+    }
+
+    /// The part of the name before the dot; empty for settings that have none.
+    fn section(&self) -> &'static str {
+        self.key.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The value that it has in `config`, as TOML.
+    fn value(&self, config: &Config) -> String {
+        (self.show)(config).to_string()
+    }
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.key)
+    }
+}
+
+macro_rules! settings {
+    ($($key:literal $([$flag:literal])? $kind:ident $($field:ident).+, $doc:literal;)*) => {
+        /// All settings, in the order of the manual.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: $key,
+            doc: $doc,
+            flag: settings!(@flag $($flag)?),
+            is_switch: settings!(@switch $kind),
+            expected: $kind::EXPECTED,
+            read: |config, raw| {
+                config.$($field).+ = $kind::read(raw)?;
+                Some(())
+            },
+            show: |config| $kind::show(&config.$($field).+),
+        },)*];
+    };
+    (@flag) => { None };
+    (@flag $flag:literal) => { Some($flag) };
+    (@switch Switch) => { true };
+    (@switch $other:ident) => { false };
+}
+
+settings! {
+    "listen" ["listen"] Address listen,
+        "The address and port for everything: gRPC, WebSocket and HTTP. Port 0 has the system choose one.";
+    "allow_public_without_auth" ["allow-public-without-auth"] Switch allow_public_without_auth,
+        "Allow `listen` to be an address that other machines can reach, though the gateway does not authenticate its peers: whoever reaches the port can then read and write every session.";
+    "descriptors" Files descriptors,
+        "Files with compiled FileDescriptorSets (`protoc --include_imports --descriptor_set_out`, `buf build -o`). With them, typed messages are transcoded between JSON and protobuf.";
+    "routes" Routes routes,
+        "Which frame type is a request to which role, for frames with neither `to` nor `reply_to`: `routes = { query = \"brain\" }`.";
+    "log.format" ["log-format"] Format log_format,
+        "The form of the gateway's own log on stderr: `text` for people, `json` for machines.";
+    "log.filter" Filter log_filter,
+        "What the gateway's own log holds: a level (`error`, `warn`, `info`, `debug`, `trace`), or directives such as `info,twinspan::session=debug`. Payloads are never logged.";
+    "drain.grace" Span drain_grace,
+        "How long open requests may go on once the gateway is asked to stop. What is still open then ends with SHUTDOWN.";
+    "retention.frames" Count retention.frames,
+        "How many frames are kept of each session. The oldest go first.";
+    "retention.bytes" Bytes retention.bytes,
+        "How many bytes of frames are kept of each session.";
+    "retention.total_bytes" Bytes retention.total_bytes,
+        "How many bytes of frames are kept of all sessions together. A session that grows past it gives up its own oldest frames.";
+    "retention.idle" Span idle,
+        "How long a session without members and open requests is kept after it was last used.";
+    "limits.connections" Count limits.connections,
+        "Connections of the whole gateway.";
+    "limits.sessions" Count limits.sessions,
+        "Sessions of the whole gateway.";
+    "limits.frame_bytes" Bytes limits.frame_bytes,
+        "Bytes of one frame, in the form in which it arrives. A larger one ends its connection.";
+    "limits.members" Count limits.members,
+        "Members of one session, watchers included.";
+    "limits.joins" Count limits.joins,
+        "Sessions that one connection may be in.";
+    "limits.roles" Count limits.roles,
+        "Roles that one connection may serve.";
+    "limits.open_requests" Count limits.open_requests,
+        "Open requests of one session.";
+    "limits.waiting" Count limits.waiting,
+        "Requests that wait for a worker of one role.";
+    "limits.max_in_flight" Count limits.max_in_flight,
+        "Requests that one worker may hold. A worker that asks for more is given this.";
+    "limits.dedup_ids" Count limits.dedup_ids,
+        "Frame ids that a session remembers, so that a frame sent again is not logged again.";
+    "limits.ended_requests" Count limits.ended_requests,
+        "Ended requests that a session remembers, to tell \"over\" from \"never heard of\".";
+    "limits.ephemeral_frames" Count limits.ephemeral_frames,
+        "Ephemeral and presence frames that wait for the members of a session. Members that lag further behind miss some.";
+    "limits.ephemeral_bytes" Bytes limits.ephemeral_bytes,
+        "Bytes of ephemeral and presence frames that wait for the members of a session; the newest one always does.";
+    "limits.tail_frames" Count limits.tail_frames,
+        "The newest frames of a session that are at hand for its live members, who read the log for older ones.";
+    "limits.outbox_bytes" Bytes limits.outbox_bytes,
+        "Bytes of direct answers that may wait for a connection; beyond it, the connection is not read from.";
+    "limits.outbox_frames" Count limits.outbox_frames,
+        "Direct answers that may wait for a connection; beyond it, the connection is not read from.";
+    "limits.unread_bytes" Bytes limits.unread_bytes,
+        "Bytes that others have sent to one connection (requests to a worker) and that it leaves unread; beyond it, it is disconnected.";
+    "limits.handshake" Span limits.handshake,
+        "From the accepted TCP connection to the first request on it.";
+    "limits.heartbeat" Span limits.heartbeat,
+        "How long a peer may show no life before it is pinged; after twice as long it is disconnected.";
+    "limits.accept_timeout" Span limits.accept_timeout,
+        "How long a request that does not say may wait for a worker.";
+    "limits.total_timeout" Span limits.total_timeout,
+        "How long a request that does not say may take in all.";
+}
+
+/// What must hold between settings, or of one beyond its form.
+struct Relation {
+    /// The one that is reported, then those that it is measured against.
+    keys: &'static [&'static str],
+    expected: &'static str,
+    holds: fn(&Config) -> bool,
+}
+
+const RELATIONS: &[Relation] = &[
+    Relation {
+        keys: &["listen", "allow_public_without_auth"],
+        expected: "a loopback address, such as 127.0.0.1:7080: this gateway does not authenticate its peers, so whoever \
+                   reaches the port could read and write every session. If something else keeps strangers out, say so with \
+                   --allow-public-without-auth",
+        holds: |config| config.listen.ip().is_loopback() || config.allow_public_without_auth,
+    },
+    Relation {
+        keys: &["limits.frame_bytes"],
+        expected: "at most 1GiB",
+        holds: |config| config.limits.frame_bytes <= 1 << 30,
+    },
+    Relation {
+        keys: &["limits.outbox_bytes", "limits.frame_bytes"],
+        expected: "at least limits.frame_bytes, so that any one answer fits",
+        holds: |config| config.limits.outbox_bytes >= config.limits.frame_bytes,
+    },
+    Relation {
+        keys: &["limits.unread_bytes", "limits.outbox_bytes"],
+        expected: "at least limits.outbox_bytes, so that nobody is disconnected for its own answers",
+        holds: |config| config.limits.unread_bytes >= config.limits.outbox_bytes,
+    },
+    Relation {
+        keys: &["retention.bytes", "limits.frame_bytes"],
+        expected: "at least limits.frame_bytes, so that any one frame can be kept",
+        holds: |config| config.retention.bytes >= config.limits.frame_bytes,
+    },
+    Relation {
+        keys: &["retention.total_bytes", "retention.bytes"],
+        expected: "at least retention.bytes, so that one session can have its share",
+        holds: |config| config.retention.total_bytes >= config.retention.bytes,
+    },
+    Relation {
+        keys: &["limits.accept_timeout", "limits.total_timeout"],
+        expected: "at most limits.total_timeout, of which it is a part",
+        holds: |config| config.limits.accept_timeout <= config.limits.total_timeout,
+    },
+    Relation {
+        keys: &["limits.total_timeout"],
+        expected: "at most 24h",
+        holds: |config| config.limits.total_timeout <= Duration::from_secs(24 * 60 * 60),
+    },
+];
+
+fn setting(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}

@@ -1,0 +1,411 @@
+//! The kinds of values that settings have: how they are read, and how they are written.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Value;
+
+/// A value as it was found.
+#[derive(Clone, Debug)]
+pub enum Raw {
+    /// In the environment, or behind a flag.
+    Text(String),
+    /// In the file.
+    Toml(Value),
+}
+
+impl Raw {
+    /// The value as one piece of text, where it is one piece.
+    fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) | Self::Toml(Value::String(text)) => Some(text.trim().to_owned()),
+            Self::Toml(Value::Integer(number)) => Some(number.to_string()),
+            Self::Toml(Value::Boolean(truth)) => Some(truth.to_string()),
+            Self::Toml(_) => None,
+        }
+    }
+
+    /// The value as it is shown to people.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Text(text) => format!("{text:?}"),
+            Self::Toml(value) => value.to_string(),
+        }
+    }
+}
+
+/// What the values of a kind look like.
+pub trait Described {
+    /// What a value must be, for people.
+    const EXPECTED: &'static str;
+}
+
+/// How a setting's values are read and written.
+pub trait Kind<T>: Described {
+    /// The value, if it is one.
+    fn read(raw: &Raw) -> Option<T>;
+    /// The value as the file would have it.
+    fn show(value: &T) -> Value;
+}
+
+/// An address with a port.
+pub struct Address;
+
+impl Described for Address {
+    const EXPECTED: &'static str = "an IP address and a port, such as 127.0.0.1:7080 or [::1]:7080";
+}
+
+impl Kind<SocketAddr> for Address {
+    fn read(raw: &Raw) -> Option<SocketAddr> {
+        raw.text()?.parse().ok()
+    }
+
+    fn show(value: &SocketAddr) -> Value {
+        Value::String(value.to_string())
+    }
+}
+
+/// True or false.
+pub struct Switch;
+
+impl Described for Switch {
+    const EXPECTED: &'static str = "true or false";
+}
+
+impl Kind<bool> for Switch {
+    fn read(raw: &Raw) -> Option<bool> {
+        raw.text()?.parse().ok()
+    }
+
+    fn show(value: &bool) -> Value {
+        Value::Boolean(*value)
+    }
+}
+
+/// A number of things; at least one.
+pub struct Count;
+
+impl Described for Count {
+    const EXPECTED: &'static str = "a whole number from 1 to 4294967295";
+}
+
+impl<T: TryFrom<u32> + TryInto<u32> + Copy> Kind<T> for Count {
+    fn read(raw: &Raw) -> Option<T> {
+        let number: u32 = raw.text()?.replace('_', "").parse().ok()?;
+        if number == 0 { None } else { T::try_from(number).ok() }
+    }
+
+    fn show(value: &T) -> Value {
+        Value::Integer((*value).try_into().map_or(i64::MAX, i64::from))
+    }
+}
+
+/// A size.
+pub struct Bytes;
+
+const SIZES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl Described for Bytes {
+    const EXPECTED: &'static str = "a number of bytes above 0, such as 65536, \"64KiB\", \"16MiB\" or \"1GiB\"";
+}
+
+impl Kind<usize> for Bytes {
+    fn read(raw: &Raw) -> Option<usize> {
+        let text = raw.text()?.replace('_', "");
+        let (number, unit) = split_unit(&text);
+        let unit = if unit.is_empty() { "B" } else { unit };
+        let (_, factor) = SIZES.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
+        let bytes = number.parse::<u64>().ok()?.checked_mul(*factor)?;
+        // Beyond i64, TOML could not write it.
+        usize::try_from(bytes)
+            .ok()
+            .filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok())
+    }
+
+    fn show(value: &usize) -> Value {
+        let bytes = *value as u64;
+        match SIZES[..3]
+            .iter()
+            .find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor))
+        {
+            Some((unit, factor)) => Value::String(format!("{}{unit}", bytes / factor)),
+            None => Value::Integer(i64::try_from(bytes).unwrap_or(i64::MAX)),
+        }
+    }
+}
+
+/// A span of time.
+pub struct Span;
+
+const SPANS_MS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
+const LONGEST_MS: u64 = 365 * 86_400_000;
+
+impl Described for Span {
+    const EXPECTED: &'static str =
+        "a time above 0 with its unit, such as \"500ms\", \"10s\", \"2m\", \"1h\" or \"7d\", at most 365d";
+}
+
+impl Kind<Duration> for Span {
+    fn read(raw: &Raw) -> Option<Duration> {
+        parse_duration(&raw.text()?)
+    }
+
+    fn show(value: &Duration) -> Value {
+        let ms = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
+        let whole = |(_, unit_ms): &&(&str, u64)| ms.is_multiple_of(*unit_ms);
+        let (unit, unit_ms) = SPANS_MS.iter().find(whole).unwrap_or(&SPANS_MS[4]);
+        Value::String(format!("{}{unit}", ms / unit_ms))
+    }
+}
+
+/// A time such as "10s", as the settings and the commands have it.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = split_unit(text);
+    let (_, unit_ms) = SPANS_MS.iter().find(|(name, _)| *name == unit)?;
+    let ms = number.parse::<u64>().ok()?.checked_mul(*unit_ms)?;
+    (1..=LONGEST_MS).contains(&ms).then(|| Duration::from_millis(ms))
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    (number, unit.trim())
+}
+
+/// The form of the process's own log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: an object a line.
+    Json,
+}
+
+/// A log's form.
+pub struct Format;
+
+impl Described for Format {
+    const EXPECTED: &'static str = "text or json";
+}
+
+impl Kind<LogFormat> for Format {
+    fn read(raw: &Raw) -> Option<LogFormat> {
+        match raw.text()?.as_str() {
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        }
+    }
+
+    fn show(value: &LogFormat) -> Value {
+        let name = match value {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        Value::String(name.to_owned())
+    }
+}
+
+/// Directives of what is logged.
+pub struct Filter;
+
+impl Described for Filter {
+    const EXPECTED: &'static str =
+        "a level (error, warn, info, debug, trace), or directives such as info,twinspan::session=debug";
+}
+
+impl Kind<String> for Filter {
+    fn read(raw: &Raw) -> Option<String> {
+        raw.text()
+            .filter(|text| !text.is_empty() && tracing_subscriber::EnvFilter::try_new(text).is_ok())
+    }
+
+    fn show(value: &String) -> Value {
+        Value::String(value.clone())
+    }
+}
+
+/// Paths.
+pub struct Files;
+
+impl Described for Files {
+    const EXPECTED: &'static str = "a list of paths (in the environment and behind a flag: with commas in between)";
+}
+
+impl Kind<Vec<PathBuf>> for Files {
+    fn read(raw: &Raw) -> Option<Vec<PathBuf>> {
+        match raw {
+            Raw::Text(text) => Some(items(text).map(PathBuf::from).collect()),
+            Raw::Toml(Value::Array(paths)) => paths.iter().map(|path| path.as_str().map(PathBuf::from)).collect(),
+            Raw::Toml(_) => None,
+        }
+    }
+
+    fn show(value: &Vec<PathBuf>) -> Value {
+        value
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect::<Vec<_>>()
+            .into()
+    }
+}
+
+/// Frame types and their roles.
+pub struct Routes;
+
+impl Described for Routes {
+    const EXPECTED: &'static str = "frame types, each with the role that it goes to: { query = \"brain\" } (in the environment and \
+                                    behind a flag: query=brain,BRAIN_REQUEST=brain); a role is 1 to 128 characters out of \
+                                    A-Z a-z 0-9 . _ ~ : @ / + = - and not \"gateway\"";
+}
+
+impl Kind<BTreeMap<String, String>> for Routes {
+    fn read(raw: &Raw) -> Option<BTreeMap<String, String>> {
+        let routes: BTreeMap<String, String> = match raw {
+            Raw::Text(text) => items(text).map(route).collect::<Option<_>>()?,
+            Raw::Toml(Value::Table(table)) => table
+                .iter()
+                .map(|(kind, role)| Some((kind.clone(), role.as_str()?.to_owned())))
+                .collect::<Option<_>>()?,
+            Raw::Toml(_) => return None,
+        };
+        routes
+            .iter()
+            .all(|(kind, role)| is_type(kind) && is_role(role))
+            .then_some(routes)
+    }
+
+    fn show(value: &BTreeMap<String, String>) -> Value {
+        Value::Table(
+            value
+                .iter()
+                .map(|(kind, role)| (kind.clone(), Value::String(role.clone())))
+                .collect(),
+        )
+    }
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn route(item: &str) -> Option<(String, String)> {
+    let (kind, role) = item.split_once('=')?;
+    Some((kind.trim().to_owned(), role.trim().to_owned()))
+}
+
+fn is_type(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn is_role(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~:@/+=-".contains(&byte);
+    text != "gateway" && (1..=128).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Raw {
+        Raw::Text(text.to_owned())
+    }
+
+    #[test]
+    fn sizes() {
+        for (given, bytes) in [
+            ("1", 1),
+            ("65536", 65_536),
+            ("10_000", 10_000),
+            ("64KiB", 65_536),
+            ("16 MiB", 16 << 20),
+            ("1gib", 1 << 30),
+        ] {
+            assert_eq!(Bytes::read(&text(given)), Some(bytes), "{given}");
+        }
+        for given in [
+            "",
+            "0",
+            "0MiB",
+            "-1",
+            "1.5MiB",
+            "1MB",
+            "MiB",
+            "99999999999GiB",
+            "9223372036854775808",
+        ] {
+            assert_eq!(Bytes::read(&text(given)), None, "{given}");
+        }
+        for (bytes, shown) in [
+            (1_usize, "1"),
+            (1_000, "1000"),
+            (1 << 10, "\"1KiB\""),
+            (3 << 20, "\"3MiB\""),
+            (1 << 30, "\"1GiB\""),
+        ] {
+            assert_eq!(Bytes::show(&bytes).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn spans() {
+        for (given, ms) in [
+            ("500ms", 500),
+            ("10s", 10_000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("7 d", 7 * 86_400_000),
+        ] {
+            assert_eq!(Span::read(&text(given)), Some(Duration::from_millis(ms)), "{given}");
+        }
+        for given in [
+            "",
+            "10",
+            "0s",
+            "-1s",
+            "1.5s",
+            "1w",
+            "s",
+            "366d",
+            "99999999999999999999s",
+        ] {
+            assert_eq!(Span::read(&text(given)), None, "{given}");
+        }
+        for (ms, shown) in [
+            (1, "\"1ms\""),
+            (1_500, "\"1500ms\""),
+            (90_000, "\"90s\""),
+            (600_000, "\"10m\""),
+            (86_400_000, "\"1d\""),
+        ] {
+            assert_eq!(Span::show(&Duration::from_millis(ms)).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn routes_in_the_environment() {
+        let routes = Routes::read(&text("BRAIN_REQUEST=brain, query=brain,")).unwrap();
+        assert_eq!(
+            Routes::show(&routes).to_string(),
+            r#"{ BRAIN_REQUEST = "brain", query = "brain" }"#
+        );
+        for given in [
+            "query",
+            "=brain",
+            "query=",
+            "a b=brain",
+            "query=gateway",
+            "query=br ain",
+        ] {
+            assert_eq!(Routes::read(&text(given)), None, "{given}");
+        }
+    }
+}
