@@ -7,13 +7,21 @@ use std::fmt;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use bytes::Bytes;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{
+    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, ReflectMessage, SerializeOptions, Value,
+};
 
-use super::protojson::{Fault, Reader};
+use super::protojson::{Fault, Reader, shortened};
 use super::scan::{Checker, MAX_DEPTH};
 use super::{Any, Body, DESCRIPTORS, Frame, Str};
 use crate::error::{Reason, Refusal};
+
+/// How many levels of messages a typed message may have: as many as protobuf libraries decode.
+const LEVELS: u32 = 100;
+/// As how many of them an Any counts: each costs its writer a copy of all that it holds.
+const LEVELS_OF_ANY: u32 = 10;
 
 /// The types of messages that the gateway can carry between protobuf and JSON.
 #[derive(Clone)]
@@ -76,20 +84,19 @@ impl Types {
 
     /// Checks a message that came as protobuf: if its type is known, it must be of that type, and JSON able to express it.
     pub(super) fn check(&self, any: &Any) -> Result<(), Refusal> {
-        let Some(descriptor) = self.get(&any.type_url) else {
+        if self.get(&any.type_url).is_none() {
             return Ok(());
-        };
-        if let Err(error) = DynamicMessage::decode(descriptor, any.value.clone()) {
-            return Err(refused(&format!("is not a {}: {error}", any.type_url)));
         }
         let json = self
             .to_json(any)
-            .map_err(|error| refused(&format!("cannot be written as JSON: {error}")))?;
+            .map_err(|error| refused(&format!("is not a {} that JSON could express: {error}", any.type_url)))?;
         let text = std::str::from_utf8(&json).map_err(|_| refused("cannot be written as JSON"))?;
         check_text(text)
     }
 
+    /// Writes a message of a known type as JSON.
     fn to_json(&self, any: &Any) -> Result<Vec<u8>, String> {
+        self.check_levels(&any.type_url, any.value.clone(), LEVELS)?;
         let outer = self
             .pool
             .get_message_by_name("google.protobuf.Any")
@@ -106,13 +113,42 @@ impl Types {
         Ok(serializer.into_inner())
     }
 
+    /// Checks that a message can be decoded, and how deep it is. Messages inside an Any are not part of the message that
+    /// holds it, so that a decoder's own limit does not see them; what writes them would follow them to any depth.
+    fn check_levels(&self, type_url: &str, value: Bytes, levels: u32) -> Result<(), String> {
+        let Some(descriptor) = self.get(type_url) else {
+            return Err(format!("the gateway knows no type {type_url}"));
+        };
+        let message = DynamicMessage::decode(descriptor, value).map_err(|error| error.to_string())?;
+        self.check_levels_of(&message, levels)
+    }
+
+    fn check_levels_of(&self, message: &DynamicMessage, levels: u32) -> Result<(), String> {
+        let levels = levels.checked_sub(1).ok_or("it is nested too deep")?;
+        if message.descriptor().full_name() == "google.protobuf.Any" {
+            let any: prost_types::Any = message.transcode_to().map_err(|error| error.to_string())?;
+            let levels = levels.checked_sub(LEVELS_OF_ANY).ok_or("it is nested too deep")?;
+            return self.check_levels(&any.type_url, any.value.into(), levels);
+        }
+        let check = |value: &Value| match value {
+            Value::Message(inner) => self.check_levels_of(inner, levels),
+            _ => Ok(()),
+        };
+        message.fields().try_for_each(|(_, value)| match value {
+            Value::List(items) => items.iter().try_for_each(check),
+            Value::Map(entries) => entries.values().try_for_each(check),
+            value => check(value),
+        })
+    }
+
     /// Reads a message from JSON.
     pub(super) fn read_json(&self, reader: &mut Reader<'_>) -> Result<Any, Fault> {
         let text = reader.skip(MAX_DEPTH).map_err(Fault::payload)?;
         let type_url = type_url(text)?;
         if self.get(&type_url).is_none() {
-            let message = format!("the gateway knows no type {type_url}");
-            return Err(Refusal::new(Reason::UnknownType, message).with("type", type_url).into());
+            let name = shortened(&type_url);
+            let message = format!("the gateway knows no type {name}");
+            return Err(Refusal::new(Reason::UnknownType, message).with("type", name).into());
         }
         let any = self
             .parse(text)
@@ -163,7 +199,7 @@ impl Frame {
 
 #[cold]
 fn refused(message: &str) -> Refusal {
-    Refusal::field("message", message)
+    Refusal::field("message", shortened(message))
 }
 
 /// What is expressed as JSON must be fit to be read again.
@@ -191,7 +227,6 @@ fn type_url(text: &str) -> Result<String, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
 
     fn any(name: &str, value: &[u8]) -> Any {
         Any {
@@ -238,6 +273,25 @@ mod tests {
                 .check(&any("google.protobuf.Any", &[0x0A, 3, b'a', b'/', b'b']))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn messages_within_messages_have_an_end() {
+        let types = Types::default();
+        let mut nested = any("twinspan.v1.Ping", &[]);
+        for levels in 1..=5000 {
+            let raw = prost_types::Any {
+                type_url: nested.type_url.to_string(),
+                value: nested.value.to_vec(),
+            };
+            nested = any("google.protobuf.Any", &raw.encode_to_vec());
+            if levels <= 5 {
+                assert_eq!(types.check(&nested), Ok(()));
+                assert!(!json(&types, &nested).contains("\"value\":\""));
+            }
+        }
+        assert!(types.check(&nested).is_err());
+        assert!(json(&types, &nested).contains("\"value\":\""));
     }
 
     #[test]

@@ -188,17 +188,19 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Whether the two are the same value as protobuf members see it: the same members in the same order, numbers as doubles.
+/// Whether the two are the same value as everybody sees it: the same members in the same order, numbers as doubles, of which
+/// zero has no sign.
 impl PartialEq for Payload {
     fn eq(&self, other: &Self) -> bool {
         if self.form == other.form && self.given == other.given {
             return true;
         }
-        // On the wire there is more than one way to write a length, but only one is ours.
+        // There is more than one way to write a value in either form, but only one is ours.
         let canonical = |payload: &Self| {
-            let mut wire = Vec::new();
+            let (mut wire, mut text) = (Vec::new(), Vec::new());
             transcode::to_wire(payload.as_json(), 0, &mut wire);
-            wire
+            transcode::to_text(&wire, &mut text);
+            text
         };
         canonical(self) == canonical(other)
     }
@@ -270,6 +272,7 @@ mod tests {
         assert_eq!(other.as_json(), "{\"a\":[1,2.5]}");
         assert_eq!(given, other);
         assert_ne!(given, payload("{\"a\":[1,2]}"));
+        assert_eq!(payload("[-0, 1e2]"), payload("[0,100]"));
         assert_eq!(Payload::decode(&*given.encode_to_vec()).unwrap(), given);
         assert_eq!(given.to_serde(), serde_json::json!({"a": [1, 2.5]}));
         assert_eq!(Payload::from_serde(&given.to_serde()).unwrap(), given);

@@ -106,9 +106,27 @@ impl Fault {
     /// The same, as seen from the message that has the field.
     #[cold]
     #[must_use]
-    pub fn within(mut self, field: impl Into<Cow<'static, str>>) -> Self {
+    pub fn within(mut self, field: &'static str) -> Self {
         self.0.path.push(field.into());
         self
+    }
+
+    /// The same, for a name that the sender chose.
+    #[cold]
+    #[must_use]
+    pub(super) fn within_member(mut self, name: &str) -> Self {
+        self.0.path.push(shortened(name).into());
+        self
+    }
+}
+
+/// As much of what a sender wrote as is fit to be said back.
+#[cold]
+pub(super) fn shortened(text: &str) -> String {
+    const CHARS: usize = 200;
+    match text.char_indices().nth(CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -264,11 +282,11 @@ impl<'t> Reader<'t> {
         if !self.ignore_unknown {
             return Err(Fault::new(Reason::UnknownField, "there is no such field")
                 .at(self.at)
-                .within(name.to_owned()));
+                .within_member(name));
         }
         self.skip(SKIP_DEPTH)
             .map(drop)
-            .map_err(|flaw| Fault::from(flaw).within(name.to_owned()))
+            .map_err(|flaw| Fault::from(flaw).within_member(name))
     }
 
     /// Passes over a value, checking it: its text.
@@ -480,9 +498,9 @@ impl<'t> Reader<'t> {
         let mut first = true;
         while let Some(name) = self.member(&mut first)? {
             let at = self.at;
-            let value = self.string().map_err(|fault| fault.within(name.clone().into_owned()))?;
+            let value = self.string().map_err(|fault| fault.within_member(&name))?;
             if map.insert(name.clone().into_owned(), value).is_some() {
-                return Err(Fault::malformed("is there twice").at(at).within(name.into_owned()));
+                return Err(Fault::malformed("is there twice").at(at).within_member(&name));
             }
         }
         Ok(())
@@ -495,9 +513,9 @@ impl<'t> Reader<'t> {
         let mut first = true;
         while let Some(name) = self.member(&mut first)? {
             let at = self.at;
-            let value = self.str().map_err(|fault| fault.within(name.clone().into_owned()))?;
+            let value = self.str().map_err(|fault| fault.within_member(&name))?;
             if entries.iter().any(|(known, _)| *known == *name) {
-                return Err(Fault::malformed("is there twice").at(at).within(name.into_owned()));
+                return Err(Fault::malformed("is there twice").at(at).within_member(&name));
             }
             if entries.len() >= check::METADATA_ENTRIES {
                 return Err(check::too_many_entries("metadata").into());

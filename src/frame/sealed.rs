@@ -84,14 +84,18 @@ impl Sealed {
         let header = texts.iter().map(|text| text.len()).sum::<usize>();
         let metadata = frame.metadata.iter().flat_map(|entries| entries.iter());
         let metadata = metadata.map(|(key, value)| 32 + key.len() + value.len()).sum::<usize>();
-        // Each is there three times: as it came, and in both encodings.
+        // Each is there three times: as it came, and in both encodings. Some are larger in one of them.
         let body = match &frame.body {
             Body::None => 0,
-            Body::Payload(payload) => 3 * payload.given_len(),
+            Body::Payload(payload) => 4 * payload.given_len(),
             Body::Data(data) => 4 * data.len(),
             Body::Message(any) => 4 * any.value.len() + 3 * any.type_url.len(),
             Body::Text(text) => 3 * text.len(),
-            Body::Error(error) => 256 + 3 * (error.message.len() + error.reason.len()),
+            Body::Error(error) => {
+                let details = error.details.iter();
+                let details = details.map(|(key, value)| 32 + key.len() + value.len()).sum::<usize>();
+                256 + 3 * (error.message.len() + error.reason.len() + details)
+            }
             Body::Control(_) => 1024,
         };
         size_of::<Self>() + 320 + 3 * header + 3 * metadata + body
