@@ -104,8 +104,11 @@ impl Server {
         }
         drop(self.listener);
         drain(&self.router, &health, self.grace).await;
-        // Idle HTTP connections end by this; those of members have ended.
+        // The last words may still be on their way: each connection ends when it has been told, and lets go of its receiver.
         closing.send_replace(true);
+        if tokio::time::timeout(FAREWELL, closing.closed()).await.is_err() {
+            tracing::warn!("connections that do not end are cut");
+        }
         tracing::info!("stopped");
         Ok(())
     }
@@ -200,8 +203,18 @@ async fn serve(
             }
         }
         () = silence => tracing::debug!(%peer, "connected, and asked for nothing: closed"),
-        _ = closed.wait_for(|closed| *closed) => connection.as_mut().graceful_shutdown(),
+        () = asked_to_close(&mut closed) => {
+            connection.as_mut().graceful_shutdown();
+            if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, connection).await {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+        }
     }
+}
+
+async fn asked_to_close(closed: &mut watch::Receiver<bool>) {
+    // A sender that is gone asks for the same.
+    drop(closed.wait_for(|closed| *closed).await);
 }
 
 /// Notes that the peer has asked for something.

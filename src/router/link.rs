@@ -443,9 +443,6 @@ impl Link {
             cursor.next = page.first;
             let bytes = self.encode(&Sealed::new(gap));
             out.queue.push_back(bytes);
-            // An answer may have been in the gap.
-            seat.live().keep_open(&mut cursor);
-            self.recheck();
         }
         for frame in &page.frames {
             self.deliver(&mut out, seat, &mut cursor, frame);
