@@ -66,6 +66,7 @@ impl Call {
         let timeouts = pb::Timeouts {
             accept: Some(accept),
             total: Some(duration(self.timeout)?),
+            ..pb::Timeouts::default()
         };
         Ok(Frame {
             id: unique_name("call").into(),
@@ -77,6 +78,7 @@ impl Call {
             })),
             options: Some(Box::new(pb::RequestOptions {
                 timeouts: Some(timeouts),
+                ..pb::RequestOptions::default()
             })),
             body: self.said.clone().body_or_stdin()?,
             ..Frame::default()
@@ -166,6 +168,7 @@ impl Answer {
         let cancel = pb::Cancel {
             request_id: self.request.to_string(),
             reason: "interrupted".to_owned(),
+            ..pb::Cancel::default()
         };
         let body = Body::Control(Box::new(Control::Cancel(cancel)));
         connection

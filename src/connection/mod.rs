@@ -242,6 +242,7 @@ impl Connection {
             role: serve.role,
             worker_id: granted.name.to_string(),
             max_in_flight: granted.offer.max_in_flight,
+            ..pb::Serving::default()
         };
         // The answer comes before the first request.
         self.answer(id, &Str::EMPTY, Control::Serving(serving))?;

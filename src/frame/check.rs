@@ -296,7 +296,11 @@ mod tests {
         let seconds = |seconds| Some(Duration { seconds, nanos: 0 });
         let total = |total| Frame {
             options: Some(Box::new(pb::RequestOptions {
-                timeouts: Some(pb::Timeouts { accept: None, total }),
+                timeouts: Some(pb::Timeouts {
+                    total,
+                    ..pb::Timeouts::default()
+                }),
+                ..pb::RequestOptions::default()
             })),
             ..Frame::default()
         };

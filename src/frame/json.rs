@@ -72,7 +72,8 @@ impl Frame {
                 let entries = reader.metadata()?;
                 self.metadata = (!entries.is_empty()).then(|| Box::new(entries));
             }
-            _ => self.index = Some(reader.u32()?),
+            14 => self.index = Some(reader.u32()?),
+            _ => self.folded_from = reader.u64()?,
         }
         Ok(())
     }
@@ -140,6 +141,9 @@ impl Frame {
         }
         if let Some(index) = self.index {
             put_u32(members.name(",\"index\":"), index);
+        }
+        if self.folded_from != 0 {
+            put_u64(members.name(",\"foldedFrom\":"), self.folded_from);
         }
         self.body.write_json(&mut members, types);
         members.close();
@@ -214,6 +218,7 @@ fn field_by_name(name: &str) -> Option<(u32, &'static str)> {
         "attempt" => (12, "attempt"),
         "metadata" => (13, "metadata"),
         "index" => (14, "index"),
+        "foldedFrom" | "folded_from" => (15, "foldedFrom"),
         "data" => (17, "data"),
         "message" => (18, "message"),
         "error" => (22, "error"),
@@ -322,7 +327,7 @@ mod tests {
     const CANONICAL: &[&str] = &[
         "{}",
         r#"{"id":"msg-123","sessionId":"sess-456","type":"query","payload":{"action":"search","query":"HEA synthesis"}}"#,
-        r#"{"id":"a\"b","timestamp":"2026-01-31T12:00:00.500Z","from":{"role":"client","memberId":"m","subject":"s"},"to":{"role":"brain"},"seq":"18446744073709551615","replyTo":"r","final":true,"ephemeral":true,"options":{"timeouts":{"accept":"1.500s","total":"600s"}},"attempt":4294967295,"metadata":{"traceparent":"00-1","é":"\u0000"},"index":0,"text":""}"#,
+        r#"{"id":"a\"b","timestamp":"2026-01-31T12:00:00.500Z","from":{"role":"client","memberId":"m","subject":"s"},"to":{"role":"brain"},"seq":"18446744073709551615","replyTo":"r","final":true,"ephemeral":true,"options":{"timeouts":{"accept":"1.500s","total":"600s"}},"attempt":4294967295,"metadata":{"traceparent":"00-1","é":"\u0000"},"index":0,"foldedFrom":"7","text":""}"#,
         r#"{"payload":null}"#,
         r#"{"data":""}"#,
         r#"{"data":"AP8="}"#,

@@ -60,6 +60,7 @@ pub struct Frame {
     pub attempt: u32,
     pub metadata: Option<Box<Vec<(Str, Str)>>>,
     pub index: Option<u32>,
+    pub folded_from: u64,
     pub body: Body,
 }
 
@@ -113,6 +114,9 @@ pub enum Control {
     Pong(pb::Pong),
     GoAway(pb::GoAway),
     SessionChanged(pb::SessionChanged),
+    Restarted(pb::Restarted),
+    Retired(pb::Retired),
+    RequestChanged(pb::RequestChanged),
 }
 
 /// What a decoder is to hold a frame to.

@@ -342,8 +342,9 @@ impl Frame {
             (12, Raw::Varint(value)) => self.attempt = value as u32,
             (13, Raw::Len(part, whole)) => self.set_metadata(part, whole)?,
             (14, Raw::Varint(value)) => self.index = Some(value as u32),
-            (16..=19 | 22 | 32..=48, Raw::Len(part, whole)) => self.set_body(number, part, whole, types)?,
-            (1..=14 | 16..=19 | 22 | 32..=48, _) => {
+            (15, Raw::Varint(value)) => self.folded_from = value,
+            (16..=19 | 22 | 32..=51, Raw::Len(part, whole)) => self.set_body(number, part, whole, types)?,
+            (1..=19 | 22 | 32..=51, _) => {
                 return Err(Fault::malformed("a field has the wrong wire type").within(field_name(number)));
             }
             _ => {}
@@ -605,10 +606,13 @@ controls! {
     46 Pong "pong" "pong";
     47 GoAway "goAway" "go_away";
     48 SessionChanged "sessionChanged" "session_changed";
+    49 Restarted "restarted" "restarted";
+    50 Retired "retired" "retired";
+    51 RequestChanged "requestChanged" "request_changed";
 }
 
 fn field_name(number: u64) -> &'static str {
-    const HEADER: [&str; 15] = [
+    const HEADER: [&str; 16] = [
         "",
         "id",
         "sessionId",
@@ -624,9 +628,10 @@ fn field_name(number: u64) -> &'static str {
         "attempt",
         "metadata",
         "index",
+        "foldedFrom",
     ];
     match number {
-        0..=14 => HEADER[number as usize],
+        0..=15 => HEADER[number as usize],
         16 => "payload",
         17 => "data",
         18 => "message",
@@ -731,6 +736,7 @@ impl Frame {
             out.push(14 << 3);
             put_varint(out, u64::from(index));
         }
+        put_number(out, 15 << 3, self.folded_from);
         self.body.write_wire(out);
     }
 
@@ -748,6 +754,7 @@ impl Frame {
             u64::from(self.last),
             u64::from(self.ephemeral),
             u64::from(self.attempt),
+            self.folded_from,
         ];
         let metadata = self.metadata.iter().flat_map(|entries| entries.iter());
         texts

@@ -293,6 +293,7 @@ impl Shared {
                 accepted_at: Some(request.accepted_at.into()),
                 attempt: request.attempt,
                 chunks: request.chunks,
+                ..pb::OpenRequest::default()
             })
             .collect()
     }

@@ -331,6 +331,7 @@ impl Router {
             Control::Cancel(pb::Cancel {
                 request_id: request.to_string(),
                 reason,
+                ..pb::Cancel::default()
             }),
         );
         batch.touch_link(&link);

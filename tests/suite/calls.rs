@@ -350,6 +350,7 @@ async fn cancelling_by_call() {
             session_id: "s".to_owned(),
             request_id: request_id.to_owned(),
             reason: "changed my mind".to_owned(),
+            ..pb::CancelRequest::default()
         };
         sessions.cancel(cancel).await.unwrap().into_inner().outcome()
     };

@@ -486,10 +486,12 @@ pub fn hasty(frame: Frame, accept: i64, total: i64) -> Frame {
     let timeouts = pb::Timeouts {
         accept: time(accept),
         total: time(total),
+        ..pb::Timeouts::default()
     };
     Frame {
         options: Some(Box::new(pb::RequestOptions {
             timeouts: Some(timeouts),
+            ..pb::RequestOptions::default()
         })),
         ..frame
     }
