@@ -186,6 +186,24 @@ fn sealed(text: &Bytes) -> f64 {
     })
 }
 
+/// What it costs to digest what a frame says, as it came from JSON and as it came from protobuf.
+fn substance(text: &Bytes, wire: &Bytes) -> [f64; 2] {
+    let types = Types::default();
+    let rules = Rules {
+        ignore_unknown: false,
+        types: &types,
+    };
+    let text = Str::from_utf8(text.clone()).expect("the frame is text");
+    let from_json = Frame::from_json(&text, &rules).expect("the frame is one");
+    let from_wire = Frame::from_wire(wire, &rules).expect("the frame is one");
+    assert_eq!(from_json.substance(), from_wire.substance());
+    [&from_json, &from_wire].map(|frame| {
+        measure(|| {
+            black_box(black_box(frame).substance());
+        })
+    })
+}
+
 fn main() {
     println!(
         "bytes: Frame {}, Payload {}, Sealed {}",
@@ -197,11 +215,13 @@ fn main() {
         "CPU ns per message; W is JSON, G is protobuf; in brackets a tree of Struct (pbjson), and how many times as much"
     );
     println!(
-        "{:<10}{:>7}{}{:>12}",
+        "{:<10}{:>7}{}{:>12}{:>14}{:>14}",
         "payload",
         "bytes",
         WAYS.map(|way| format!("{way:>26}")).concat(),
-        "W>sealed"
+        "W>sealed",
+        "W>substance",
+        "G>substance"
     );
     for (name, shape) in [
         ("chat", chat as fn(usize) -> String),
@@ -231,8 +251,9 @@ fn main() {
                     format!("{:.0} ({:.0}, {:.1}x)", ours[way], tree[way], tree[way] / ours[way])
                 )
             });
+            let [json, proto] = substance(&text, &wire);
             println!(
-                "{name:<10}{:>7}{}{:>12.0}",
+                "{name:<10}{:>7}{}{:>12.0}{json:>14.0}{proto:>14.0}",
                 text.len(),
                 cells.collect::<String>(),
                 sealed(&text)

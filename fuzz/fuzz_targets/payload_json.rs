@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use twinspan::frame::{Payload, Str};
+use twinspan::frame::{Body, Frame, Payload, Str};
 
 /// The value with all its numbers as doubles.
 fn doubles(value: Value) -> Value {
@@ -19,6 +19,15 @@ fn doubles(value: Value) -> Value {
     }
 }
 
+fn substance(payload: &Payload) -> u64 {
+    let body = Body::Payload(payload.clone());
+    Frame {
+        body,
+        ..Frame::default()
+    }
+    .substance()
+}
+
 fuzz_target!(|text: &str| {
     let theirs = serde_json::from_str::<Value>(text);
     match Payload::from_json_text(Str::from(text)) {
@@ -29,6 +38,8 @@ fuzz_target!(|text: &str| {
             assert_eq!(doubles(other.to_serde()), theirs);
             let again = Payload::from_json_text(Str::from(other.as_json())).expect("our JSON must be read");
             assert_eq!(payload, again);
+            let digests = [&payload, &other, &again].map(substance);
+            assert!(digests.iter().all(|digest| *digest == digests[0]));
             let wire = Bytes::copy_from_slice(again.as_wire());
             let again = Payload::from_wire_value(wire).expect("our protobuf must be read");
             assert_eq!(again.as_json(), other.as_json());

@@ -4,7 +4,16 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use twinspan::frame::{Payload, Str};
+use twinspan::frame::{Body, Frame, Payload, Str};
+
+fn substance(payload: &Payload) -> u64 {
+    let body = Body::Payload(payload.clone());
+    Frame {
+        body,
+        ..Frame::default()
+    }
+    .substance()
+}
 
 fuzz_target!(|wire: &[u8]| {
     let Ok(payload) = Payload::from_wire_value(Bytes::copy_from_slice(wire)) else {
@@ -15,6 +24,7 @@ fuzz_target!(|wire: &[u8]| {
     serde_json::from_str::<serde_json::Value>(&text).expect("our JSON must be JSON");
     let again = Payload::from_json_text(text).expect("our JSON must be read");
     assert_eq!(payload, again);
+    assert_eq!(substance(&payload), substance(&again));
     let ours = prost_types::Value::decode(again.as_wire()).expect("prost must read ours");
     assert_eq!(ours, theirs);
 });

@@ -11,6 +11,7 @@ mod payload;
 mod protojson;
 mod scan;
 mod sealed;
+mod substance;
 mod text;
 mod transcode;
 mod wire;

@@ -12,6 +12,7 @@ use prost::{DecodeError, Message};
 
 use super::protojson::Fault;
 use super::scan::{self, Checker, MAX_DEPTH};
+use super::substance::{self, Digest};
 use super::wire::{self, put_varint, put_varint_at, varint_len};
 use super::{Str, transcode};
 use crate::error::Refusal;
@@ -168,6 +169,14 @@ impl Payload {
             out.truncate(begin + width + len);
         }
         put_varint_at(out, begin, len as u64);
+    }
+
+    /// Adds what the value says to a digest, whichever form it came in.
+    pub(super) fn digest(&self, digest: &mut Digest) {
+        match self.form {
+            Form::Text => substance::digest_text(self.text(), digest),
+            Form::Wire => substance::digest_wire(&self.given, digest),
+        }
     }
 
     /// How many bytes were given.

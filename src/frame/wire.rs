@@ -573,7 +573,7 @@ macro_rules! controls {
                 }
             }
 
-            fn write_wire(&self, out: &mut Vec<u8>) {
+            pub(super) fn write_wire(&self, out: &mut Vec<u8>) {
                 match self {
                     $(Self::$variant(message) => put_message(out, $number << 3 | 2, message),)*
                 }
