@@ -188,6 +188,8 @@ settings! {
         "From the accepted TCP connection to the first request on it.";
     "limits.heartbeat" Span limits.heartbeat,
         "How long a peer may show no life before it is pinged; after twice as long it is disconnected.";
+    "limits.lease" Span limits.lease,
+        "How long a worker may show no sign of life and keep its requests, where `roles` says nothing of its role.";
     "limits.accept_timeout" Span limits.accept_timeout,
         "How long a request that does not say may wait for a worker.";
     "limits.total_timeout" Span limits.total_timeout,
@@ -234,6 +236,11 @@ const RELATIONS: &[Relation] = &[
         keys: &["retention.total_bytes", "retention.bytes"],
         expected: "at least retention.bytes, so that one session can have its share",
         holds: |config| config.retention.total_bytes >= config.retention.bytes,
+    },
+    Relation {
+        keys: &["limits.lease"],
+        expected: "at least 100ms, so that a worker has time to show life",
+        holds: |config| config.limits.lease >= Duration::from_millis(100),
     },
     Relation {
         keys: &["limits.accept_timeout", "limits.total_timeout"],

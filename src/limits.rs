@@ -44,6 +44,8 @@ pub struct Limits {
     pub handshake: Duration,
     /// How long a peer may show no life before it is asked for some.
     pub heartbeat: Duration,
+    /// How long a worker may show no life and keep its requests, where nothing is said of its role.
+    pub lease: Duration,
     /// Of a request that says nothing of it: how long it may wait for a worker.
     pub accept_timeout: Duration,
     /// Of a request that says nothing of it: how long it may take in all.
@@ -72,6 +74,7 @@ impl Default for Limits {
             unread_bytes: 64 << 20,
             handshake: Duration::from_secs(10),
             heartbeat: Duration::from_secs(30),
+            lease: Duration::from_secs(60),
             accept_timeout: Duration::from_secs(30),
             total_timeout: Duration::from_secs(600),
         }

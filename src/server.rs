@@ -22,10 +22,10 @@ use tower_service::Service;
 use crate::config::Config;
 use crate::frame::pb::sessions_server::SessionsServer;
 use crate::frame::{DESCRIPTORS, Types};
-use crate::limits::Limits;
 use crate::log::{Log, Memory};
-use crate::router::{Parts, Router};
+use crate::router::{Life, Parts, Router};
 use crate::transport::grpc::stub::gateway_server::GatewayServer;
+use crate::transport::tcp::Tcp;
 use crate::transport::{grpc, http as plain};
 
 /// Why a server cannot start or go on.
@@ -147,7 +147,7 @@ async fn accept(listener: &TcpListener, router: &Router, services: HttpRouter, c
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let serving = serve(stream, peer, router.limits().clone(), services.clone(), closed.clone());
+                let serving = serve(stream, peer, router.clone(), services.clone(), closed.clone());
                 tokio::spawn(serving);
             }
             Err(error) => {
@@ -163,18 +163,20 @@ async fn accept(listener: &TcpListener, router: &Router, services: HttpRouter, c
 async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    limits: Limits,
+    router: Router,
     services: HttpRouter,
     mut closed: watch::Receiver<bool>,
 ) {
-    // Without it, small messages wait for the peer's delayed acknowledgements.
-    if let Err(error) = stream.set_nodelay(true) {
-        return tracing::debug!(%peer, %error, "the peer is gone already");
-    }
+    let (stream, life) = match Tcp::new(stream, &router) {
+        Ok(connection) => connection,
+        Err(error) => return tracing::debug!(%peer, %error, "the peer is gone already"),
+    };
+    let limits = router.limits();
     let asked = Arc::new(AtomicBool::new(false));
     let service = TowerToHyperService::new(Asked {
         inner: services,
         asked: Arc::clone(&asked),
+        life,
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -186,7 +188,8 @@ async fn serve(
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .max_concurrent_streams(256)
-        .keep_alive_interval(limits.heartbeat)
+        // Who holds requests and says nothing must be seen to live a few times within its lease.
+        .keep_alive_interval(limits.heartbeat.min(limits.lease / 3))
         .keep_alive_timeout(limits.heartbeat);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
@@ -217,11 +220,12 @@ async fn asked_to_close(closed: &mut watch::Receiver<bool>) {
     drop(closed.wait_for(|closed| *closed).await);
 }
 
-/// Notes that the peer has asked for something.
+/// Notes that the peer has asked for something, and gives its requests the life of the connection.
 #[derive(Clone)]
 struct Asked {
     inner: HttpRouter,
     asked: Arc<AtomicBool>,
+    life: Life,
 }
 
 impl Service<Request<Incoming>> for Asked {
@@ -233,8 +237,9 @@ impl Service<Request<Incoming>> for Asked {
         <HttpRouter as Service<Request<Incoming>>>::poll_ready(&mut self.inner, cx)
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         self.asked.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(self.life.clone());
         self.inner.call(request)
     }
 }

@@ -84,6 +84,7 @@ impl Connection {
 
     /// Handles one message. What follows from it happens with `flush` at the latest.
     pub fn receive(&mut self, message: &Message) {
+        self.link.spoke();
         let rules = Rules {
             ignore_unknown: self.ignore_unknown,
             types: self.router.types(),

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Router;
 use super::live::{Found, Live};
 use super::seat::{Seat, Seats};
-use super::timers::Later;
+use super::timers::{Later, Life};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
 use crate::log::Page;
@@ -58,7 +58,6 @@ pub struct Link {
     name: Str,
     form: Form,
     types: Arc<Types>,
-    clock: Arc<AtomicU32>,
     out: Mutex<Out>,
     /// Seats whose sessions have something new.
     ready: Mutex<Vec<Arc<Seat>>>,
@@ -76,8 +75,10 @@ pub struct Link {
     later: Arc<Later>,
     /// Something that the connection had asked was answered.
     answered: AtomicBool,
-    /// Of the coarse clock, when the peer last showed life.
-    life: AtomicU32,
+    /// Of the TCP connection, which other links may share.
+    life: Life,
+    /// Of the coarse clock, when the peer last sent a frame.
+    spoke: AtomicU32,
 }
 
 struct Out {
@@ -85,8 +86,6 @@ struct Out {
     waker: Waker,
     /// The socket took less than it was offered.
     blocked: bool,
-    /// It did, and has taken nothing since.
-    was_blocked: bool,
     /// What is being written, in whole messages; of the first, `written` bytes are gone.
     queue: VecDeque<Bytes>,
     written: usize,
@@ -120,12 +119,11 @@ const SLICES: usize = 64;
 
 impl Link {
     /// A link that writes to the socket by itself, or, without one, waits for its frames to be taken by `poll_take`.
-    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Self {
+    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>, life: Life) -> Self {
         let out = Out {
             socket,
             waker: Waker::noop().clone(),
             blocked: false,
-            was_blocked: false,
             queue: VecDeque::new(),
             written: 0,
             outbox: VecDeque::new(),
@@ -142,7 +140,6 @@ impl Link {
             name: super::random_name(),
             form,
             types: Arc::clone(router.types()),
-            clock: router.clock(),
             out: Mutex::new(out),
             ready: Mutex::default(),
             kicked: AtomicBool::new(false),
@@ -153,7 +150,8 @@ impl Link {
             soon: AtomicBool::new(false),
             later: router.later(),
             answered: AtomicBool::new(false),
-            life: AtomicU32::new(0),
+            spoke: AtomicU32::new(life.now()),
+            life,
         }
     }
 
@@ -172,14 +170,19 @@ impl Link {
         self.form
     }
 
-    /// The peer showed life.
-    pub fn alive(&self) {
-        self.life.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// The peer sent a frame.
+    pub fn spoke(&self) {
+        self.spoke.store(self.life.now(), Ordering::Relaxed);
     }
 
-    /// When it did so last, by the coarse clock.
+    /// When the peer last showed life, by the coarse clock.
     pub(super) fn last_alive(&self) -> u32 {
-        self.life.load(Ordering::Relaxed)
+        self.life.last()
+    }
+
+    /// When it last sent a frame, by the coarse clock.
+    pub(super) fn last_spoke(&self) -> u32 {
+        self.spoke.load(Ordering::Relaxed)
     }
 
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
@@ -475,16 +478,9 @@ impl Link {
             let cx = &mut Context::from_waker(waker);
             match poll_write(socket.as_mut(), cx, queue, *written) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return self.abandon(out),
-                Poll::Ready(Ok(count)) => {
-                    out.advance(count);
-                    if out.was_blocked {
-                        out.was_blocked = false;
-                        self.alive();
-                    }
-                }
+                Poll::Ready(Ok(count)) => out.advance(count),
                 Poll::Pending => {
                     out.blocked = true;
-                    out.was_blocked = true;
                     return;
                 }
             }

@@ -28,6 +28,7 @@ pub use members::{Joining, Serving};
 pub use publish::{Asked, Known, Sender};
 pub use seat::{Seat, View};
 pub use sessions::{Listing, Query};
+pub use timers::Life;
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Str, Types, pb};
@@ -153,8 +154,9 @@ impl Router {
         self.inner.tick.load(Ordering::Relaxed)
     }
 
-    fn clock(&self) -> Arc<AtomicU32> {
-        Arc::clone(&self.inner.tick)
+    /// The life of a connection that is there now.
+    pub fn life(&self) -> Life {
+        Life::new(Arc::clone(&self.inner.tick))
     }
 
     fn later(&self) -> Arc<timers::Later> {
@@ -230,8 +232,8 @@ impl Router {
     }
 
     /// Lets a connection in, if there may be one more. With a socket, it is written to; without, `Link::poll_take` gives out
-    /// what there is for it.
-    pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>) -> Result<Arc<Link>, Refusal> {
+    /// what there is for it. The life is that of whatever carries it.
+    pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>, life: Life) -> Result<Arc<Link>, Refusal> {
         let limit = self.inner.limits.connections;
         let mut admitted = false;
         self.inner.link_count.send_modify(|count| {
@@ -241,8 +243,7 @@ impl Router {
         if !admitted {
             return Err(too_many_connections(limit));
         }
-        let link = Arc::new(Link::new(self, form, socket));
-        link.alive();
+        let link = Arc::new(Link::new(self, form, socket, life));
         self.links(link.id()).insert(link.id(), Arc::clone(&link));
         Ok(link)
     }
@@ -278,7 +279,7 @@ impl Router {
     /// What is wrong with the gateway, if anything is.
     pub fn check(&self) -> Result<(), String> {
         self.inner.log.check().map_err(|error| Refusal::from(error).message)?;
-        let tick = Duration::from_secs_f64(f64::from(self.tick()) * timers::tick(&self.inner.limits).as_secs_f64());
+        let tick = Duration::from_secs_f64(f64::from(self.tick()) * timers::tick(self.limits()).as_secs_f64());
         let behind = self.inner.started.elapsed().saturating_sub(tick);
         if behind > timers::LATE {
             return Err(format!(

@@ -1,10 +1,10 @@
 //! Time: the deadlines of requests, the coarse clock, heartbeats, and the removal of sessions that nobody uses.
 //!
-//! Sessions with deadlines are in one table; one task sleeps until the first of them. One ticker moves the coarse clock and
-//! looks at one spoke of the wheel of connections each tick, so that each is looked at once a heartbeat.
+//! Sessions with deadlines are in one table; one task sleeps until the first of them. One ticker moves the coarse clock, and
+//! every so many ticks looks at the next spoke of the wheel of connections, so that each is looked at once a heartbeat.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -85,16 +85,85 @@ impl Later {
     }
 }
 
+/// When the peer of a connection last showed life, by the coarse clock. Clones are handles of the same.
+#[derive(Clone, Debug)]
+pub struct Life {
+    clock: Arc<AtomicU32>,
+    last: Arc<AtomicU32>,
+}
+
+impl Life {
+    pub(super) fn new(clock: Arc<AtomicU32>) -> Self {
+        let last = Arc::new(AtomicU32::new(clock.load(Ordering::Relaxed)));
+        Self { clock, last }
+    }
+
+    /// The peer showed life.
+    pub fn sign(&self) {
+        self.last.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// When it did so last.
+    pub(super) fn last(&self) -> u32 {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    /// What the clock shows.
+    pub(super) fn now(&self) -> u32 {
+        self.clock.load(Ordering::Relaxed)
+    }
+}
+
+/// How fast the coarse clock and the wheel go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pace {
+    tick: Duration,
+    ticks_per_spoke: u32,
+}
+
+impl Pace {
+    /// The shortest tick.
+    const FINEST: Duration = Duration::from_millis(5);
+    /// Ticks of a lease, at the least.
+    const OF_LEASE: u32 = 8;
+
+    /// The wheel turns once a heartbeat; the clock ticks a whole number of times a spoke, often enough to tell when a lease
+    /// is over.
+    fn of(limits: &Limits) -> Self {
+        let spoke = (limits.heartbeat / WHEEL as u32).max(Self::FINEST);
+        let wanted = spoke
+            .as_nanos()
+            .div_ceil((limits.lease / Self::OF_LEASE).as_nanos().max(1));
+        let most = spoke.as_nanos() / Self::FINEST.as_nanos();
+        let ticks_per_spoke = u32::try_from(wanted.clamp(1, most)).unwrap_or(u32::MAX);
+        Self {
+            tick: spoke / ticks_per_spoke,
+            ticks_per_spoke,
+        }
+    }
+
+    /// Ticks of one turn of the wheel.
+    fn turn(self) -> u32 {
+        self.ticks_per_spoke.saturating_mul(WHEEL as u32)
+    }
+
+    /// The spoke whose turn it is at this tick, if it is that of one.
+    fn spoke(self, tick: u32) -> Option<usize> {
+        let is_due = tick.is_multiple_of(self.ticks_per_spoke);
+        is_due.then_some((tick / self.ticks_per_spoke) as usize % WHEEL)
+    }
+}
+
 /// How long a tick is.
 pub(super) fn tick(limits: &Limits) -> Duration {
-    (limits.heartbeat / WHEEL as u32).max(Duration::from_millis(10))
+    Pace::of(limits).tick
 }
 
 /// Starts the tasks, which end when the router is dropped.
 pub(super) fn start(router: &Router) {
     tokio::spawn(deadlines(Arc::downgrade(&router.inner)));
     tokio::spawn(kick_later(Arc::downgrade(&router.inner), router.later()));
-    tokio::spawn(ticker(Arc::downgrade(&router.inner), tick(&router.inner.limits)));
+    tokio::spawn(ticker(Arc::downgrade(&router.inner), Pace::of(router.limits())));
 }
 
 async fn deadlines(inner: Weak<Inner>) {
@@ -126,16 +195,17 @@ async fn kick_later(inner: Weak<Inner>, later: Arc<Later>) {
     }
 }
 
-async fn ticker(inner: Weak<Inner>, period: Duration) {
-    let mut interval = tokio::time::interval(period);
+async fn ticker(inner: Weak<Inner>, pace: Pace) {
+    let mut interval = tokio::time::interval(pace.tick);
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
     loop {
         interval.tick().await;
         let Some(inner) = inner.upgrade() else { return };
         let router = Router { inner };
         let tick = router.inner.tick.fetch_add(1, Ordering::Relaxed) + 1;
-        router.feel_pulse(tick);
-        if (tick as usize).is_multiple_of(WHEEL) {
+        let Some(spoke) = pace.spoke(tick) else { continue };
+        router.feel_pulse(spoke, pace);
+        if spoke == 0 {
             router.sweep();
         }
     }
@@ -191,20 +261,33 @@ impl Router {
         }
     }
 
+    fn ticks_since(&self, tick: u32) -> u32 {
+        self.tick().saturating_sub(tick)
+    }
+
+    /// For how long, to within a tick, the peer of a connection has shown no life.
+    pub fn quiet(&self, link: &Link) -> Duration {
+        tick(self.limits()) * self.ticks_since(link.last_alive())
+    }
+
+    /// For how long, to within a tick, it has sent no frame.
+    pub fn silent(&self, link: &Link) -> Duration {
+        tick(self.limits()) * self.ticks_since(link.last_spoke())
+    }
+
     /// Asks for life where there was none for a heartbeat, and ends what showed none for two.
-    fn feel_pulse(&self, tick: u32) {
-        let spoke = tick as usize % WHEEL;
+    fn feel_pulse(&self, spoke: usize, pace: Pace) {
         let links: Vec<Arc<Link>> = {
             let links = self.inner.links[spoke].lock().unwrap_or_else(PoisonError::into_inner);
             links.values().cloned().collect()
         };
         for link in links {
-            let quiet = tick.saturating_sub(link.last_alive()) as usize;
-            if link.form() == Form::Wire || quiet < WHEEL {
+            let quiet = self.ticks_since(link.last_alive());
+            if link.form() == Form::Wire || quiet < pace.turn() {
                 // gRPC connections have their pulse felt by HTTP/2.
                 continue;
             }
-            if quiet >= 2 * WHEEL {
+            if quiet >= pace.turn().saturating_mul(2) {
                 tracing::info!(connection = %link.name(), "no life for two heartbeats; disconnected");
                 let text = "no life for two heartbeat intervals; connect again and resume";
                 link.cut(Some(Refusal::new(Reason::HeartbeatTimeout, text)));
@@ -262,6 +345,40 @@ impl Router {
                 Reason::Shutdown,
                 "the gateway stopped; connect again",
             )));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wheel_turns_once_a_heartbeat_however_fine_the_clock() {
+        let millis = Duration::from_millis;
+        for (heartbeat, lease, tick_micros, ticks_per_spoke) in [
+            (30_000, 60_000, 937_500, 1),
+            (30_000, 7_000, 468_750, 2),
+            (30_000, 100, 12_500, 75),
+            (320, 60_000, 10_000, 1),
+            (320, 100, 10_000, 1),
+            (320, 1, 5_000, 2),
+            (1, 1, 5_000, 1),
+        ] {
+            let limits = Limits {
+                heartbeat: millis(heartbeat),
+                lease: millis(lease),
+                ..Limits::default()
+            };
+            let pace = Pace::of(&limits);
+            let expected = Pace {
+                tick: Duration::from_micros(tick_micros),
+                ticks_per_spoke,
+            };
+            assert_eq!(pace, expected, "{heartbeat} {lease}");
+            assert_eq!(pace.tick * pace.turn(), millis(heartbeat.max(160)));
+            let spokes: Vec<_> = (1..=pace.turn()).filter_map(|tick| pace.spoke(tick)).collect();
+            assert_eq!(spokes, (1..WHEEL).chain([0]).collect::<Vec<_>>());
         }
     }
 }

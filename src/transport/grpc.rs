@@ -9,6 +9,7 @@ use tokio_stream::Stream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::tcp;
 use crate::connection::{Connection, Drive, Incoming, Inlet, Message};
 use crate::error::{Reason, Refusal};
 use crate::router::{Form, Link, Router};
@@ -91,15 +92,15 @@ impl stub::gateway_server::Gateway for Attach {
     type AttachStream = Outlet;
 
     async fn attach(&self, request: Request<Streaming<Inbound>>) -> Result<Response<Outlet>, Status> {
+        let life = tcp::life(request.extensions(), &self.router);
         let link = self
             .router
-            .attach(Form::Wire, None)
+            .attach(Form::Wire, None, life)
             .map_err(|refusal| refusal.to_status())?;
         let connection = Connection::new(&self.router, Arc::clone(&link));
         let inlet = GrpcInlet {
             messages: request.into_inner(),
             limit: self.router.limits().frame_bytes,
-            link: Arc::clone(&link),
         };
         tokio::spawn(tokio::task::coop::unconstrained(Drive::new(
             &self.router,
@@ -138,16 +139,12 @@ impl Drop for Outlet {
 struct GrpcInlet {
     messages: Streaming<Inbound>,
     limit: usize,
-    link: Arc<Link>,
 }
 
 impl Inlet for GrpcInlet {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
         Pin::new(&mut self.messages).poll_next(cx).map(|next| match next {
-            Some(Ok(Inbound(bytes))) => {
-                self.link.alive();
-                Incoming::Message(Message::Binary(bytes))
-            }
+            Some(Ok(Inbound(bytes))) => Incoming::Message(Message::Binary(bytes)),
             None => Incoming::HalfClosed,
             Some(Err(status)) => broken(&status, self.limit),
         })

@@ -17,17 +17,18 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
 use tokio::io::ReadBuf;
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 
+use super::tcp::{self, Tcp};
 use crate::connection::{Connection, Drive, Incoming, Inlet, Message};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body as FrameBody, Control, Frame, Str, pb};
-use crate::router::{Form, Link, Router, Socket};
+use crate::router::{Form, Life, Link, Router, Socket};
 
 /// Text messages of ProtoJSON.
 pub const JSON: &str = "twinspan.v1.json";
@@ -56,13 +57,14 @@ pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
         return *refuse(StatusCode::SERVICE_UNAVAILABLE, format!("{refusal}; try again later"));
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
+    let life = tcp::life(request.extensions(), router);
     let upgrade = hyper::upgrade::on(&mut request);
     let form = handshake.form;
     let router = router.clone();
     tokio::spawn(async move {
         match upgrade.await {
             Ok(upgraded) => {
-                if let Some(drive) = begin(&router, upgraded, form, &query) {
+                if let Some(drive) = begin(&router, upgraded, life, form, &query) {
                     tokio::spawn(tokio::task::coop::unconstrained(drive));
                 }
             }
@@ -189,12 +191,12 @@ fn subprotocol(headers: &HeaderMap) -> Result<(Form, Option<&'static str>), Box<
         })
 }
 
-fn begin(router: &Router, upgraded: Upgraded, form: Form, query: &str) -> Option<Drive<WsInlet>> {
-    let (socket, early): (Pin<Box<dyn Socket>>, Bytes) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+fn begin(router: &Router, upgraded: Upgraded, life: Life, form: Form, query: &str) -> Option<Drive<WsInlet>> {
+    let (socket, early): (Pin<Box<dyn Socket>>, Bytes) = match auto::upgrade::downcast::<TokioIo<Tcp>>(upgraded) {
         Ok(parts) => (Box::pin(parts.io.into_inner()), parts.read_buf),
         Err(upgraded) => (Box::pin(TokioIo::new(upgraded)), Bytes::new()),
     };
-    let link = match router.attach(form, Some(socket)) {
+    let link = match router.attach(form, Some(socket), life) {
         Ok(link) => link,
         Err(refusal) => {
             tracing::warn!(%refusal, "connection refused");
@@ -387,9 +389,8 @@ impl Inlet for WsInlet {
                     return Poll::Ready(Incoming::Nothing);
                 }
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    match ready!(self.poll_fill(cx)) {
-                        Ok(0) | Err(_) => return Poll::Ready(Incoming::Closed(Bytes::new())),
-                        Ok(_) => self.link.alive(),
+                    if matches!(ready!(self.poll_fill(cx)), Ok(0) | Err(_)) {
+                        return Poll::Ready(Incoming::Closed(Bytes::new()));
                     }
                     continue;
                 }

@@ -444,3 +444,33 @@ async fn silence_is_ended_and_life_is_not() {
     assert_eq!(u16::from_be_bytes([last[2], last[3]]), 4000);
     gateway.stopped().await;
 }
+
+#[tokio::test]
+async fn who_answers_pings_lives_on_either_face() {
+    for face in [Face::Grpc, Face::Json] {
+        let gateway = Gateway::with(|config| {
+            config.limits.heartbeat = Duration::from_millis(320);
+            config.limits.lease = Duration::from_millis(600);
+        })
+        .await;
+        let mut quiet = gateway.member(face, "s", "quiet").await;
+        let link = gateway.router.all_links().remove(0);
+        let mut busy = gateway.member(Face::Binary, "other", "busy").await;
+        // Answers are what makes the time pass.
+        let lease = gateway.router.limits().lease;
+        let only_answers = async {
+            for at in 0.. {
+                busy.send(text("other", &at.to_string(), "tick")).await;
+                busy.acked(&at.to_string()).await;
+                if gateway.router.silent(&link) > 2 * lease && gateway.router.quiet(&link) < lease {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = patiently("a peer that is silent and lives", only_answers) => {}
+            ended = quiet.ended() => panic!("who answers pings lives: {ended:?}"),
+        }
+        gateway.stopped().await;
+    }
+}

@@ -15,7 +15,8 @@ use crate::connection::{self, Connection, Drive, Incoming, Inlet};
 use crate::error::{Reason, Refusal};
 use crate::frame::pb::{self, sessions_server::Sessions};
 use crate::frame::{Body, Frame, Rules, Str, check_metadata, check_name};
-use crate::router::{Batch, CLIENT_ROLE, Form, Joining, Query, Router, Sender, View};
+use crate::router::{Batch, CLIENT_ROLE, Form, Joining, Life, Query, Router, Sender, View};
+use crate::transport::tcp;
 
 /// The most that a page holds.
 const PAGE: u32 = 1_000;
@@ -182,10 +183,10 @@ impl Calls {
         })
     }
 
-    fn watch_session(&self, request: pb::WatchRequest) -> Result<WatchStream, Refusal> {
+    fn watch_session(&self, request: pb::WatchRequest, life: Life) -> Result<WatchStream, Refusal> {
         check_name("session_id", &request.session_id)?;
         let start = connection::start(request.after_seq, &request.epoch, request.tail)?;
-        let link = self.router.attach(Form::Wire, None)?;
+        let link = self.router.attach(Form::Wire, None, life)?;
         let connection = Connection::new(&self.router, Arc::clone(&link));
         let outlet = Outlet(Arc::clone(&link));
         let joining = Joining {
@@ -271,7 +272,8 @@ impl Sessions for Calls {
     }
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<WatchStream> {
-        answer(self.watch_session(request.into_inner()))
+        let life = tcp::life(request.extensions(), &self.router);
+        answer(self.watch_session(request.into_inner(), life))
     }
 
     async fn cancel(&self, request: Request<pb::CancelRequest>) -> Answer<pb::CancelResponse> {
