@@ -6,6 +6,7 @@
 mod any;
 mod calls;
 mod check;
+mod fold;
 mod json;
 mod payload;
 mod protojson;
@@ -30,6 +31,7 @@ use bytes::Bytes;
 pub use any::Types;
 pub use calls::CallCodec;
 pub use check::{check_id, check_metadata, check_name};
+pub use fold::Run;
 pub use payload::Payload;
 pub use protojson::ProtoJson;
 pub use scan::MAX_DEPTH;
