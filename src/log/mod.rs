@@ -15,16 +15,33 @@
 //!    future ends; commits of a session end in the order of their appends. If one fails, so do all that follow it, and what
 //!    the session holds is to be read from the log anew.
 //! 4. `read` returns committed frames in order, from the one that was asked for, or from the first that is left if that was
-//!    trimmed; a page is never empty unless there is nothing from there on.
+//!    trimmed; a page is never empty unless there is nothing from there on. `read_back` does the same from the end of a range.
 //! 5. Only whole prefixes are trimmed: `first` never falls, and everything from `first` to the committed end can be read.
-//! 6. A page read while frames are appended or trimmed is a prefix of what a later read would return.
+//! 6. A page read while frames are appended or trimmed is a prefix of what a later read would return; while chunks are
+//!    folded, it says the same as such a prefix.
 //! 7. Sessions do not disturb each other: what is refused for one may be taken for another.
+//! 8. `fold` has the store keep the text chunks of a reply, by attempt, as few texts, whatever frames are in between. Head,
+//!    `first`, all other frames, and what a reader can make of the chunks stay the same.
+//! 9. Folded chunks are read as one frame for each stretch of them that no other frame is within:
+//!
+//! ```text
+//!   appended   [ 5 q ][ 6 a"w" ][ 7 a"x" ][ 8 event ][ 9 a"y" ][10 a"z" ][11 a final ]
+//!   read       [ 5 q ][   6-7 a"wx"      ][ 8 event ][   9-10 a"yz"     ][11 a final ]
+//!   from 7 on          [ 7 a"x" ][ 8 event ][   9-10 a"yz"     ][11 a final ]
+//! ```
+//!
+//!    So no frame stands for anything before the one that it follows, and whoever stops after any frame, and goes on after its
+//!    seq, misses nothing and has nothing twice.
+//! 10. What is read, from either side, and what is trimmed may end within such a stretch: the part of it that is asked for, or
+//!    left, is read as if it were all, with the text, the index and the timestamp that belong to it.
 
+mod folded;
 mod memory;
 #[cfg(test)]
 pub mod suite;
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -98,8 +115,11 @@ pub trait Log: Send + Sync + 'static {
     /// Reads from `from` on, upwards.
     fn read(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page>;
 
-    /// Reads from `from` on, downwards; the page is still in rising order.
-    fn read_back(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page>;
+    /// Reads the newest frames within the seqs, downwards; the page is still in rising order.
+    fn read_back(&self, session: &Str, seqs: Range<u64>, limit: Limit) -> Wait<Page>;
+
+    /// Folds the text chunks of the request's reply from one seq to another, all of them committed. It may do so later.
+    fn fold(&self, session: &Str, request: &str, from: u64, to: u64);
 
     /// Removes the session's frames. A session that comes later by the same name begins with seq 1.
     fn delete(&self, session: &Str);

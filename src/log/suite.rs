@@ -1,5 +1,6 @@
 //! What every store has to do, whatever it is: one list of cases.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Commit, Limit, Log, Memory, Page, Retention};
@@ -16,6 +17,163 @@ fn frame(seq: u64, text: &str) -> Arc<Sealed> {
         body: Body::Text(text.into()),
         ..Frame::default()
     }))
+}
+
+/// Numbers that look random and are the same every time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+fn chunk(seq: u64, request: &str, text: &str) -> Frame {
+    Frame {
+        seq,
+        session_id: "one".into(),
+        timestamp: Some(prost_types::Timestamp {
+            seconds: seq as i64,
+            nanos: 5,
+        }),
+        reply_to: request.into(),
+        attempt: 1,
+        index: Some(seq as u32),
+        body: Body::Text(text.into()),
+        ..Frame::default()
+    }
+}
+
+/// Chunks of two replies, and what else may be between them.
+fn any_frame(seq: u64, random: &mut Random) -> Frame {
+    let text = ["", "a", "bc", "ü€", "a long word "][random.below(5) as usize];
+    let request = ["q", "r"][random.below(2) as usize];
+    match random.below(12) {
+        0 => Frame {
+            body: Body::Data("x".into()),
+            ..chunk(seq, request, "")
+        },
+        1 => Frame {
+            reply_to: Str::EMPTY,
+            ..chunk(seq, request, text)
+        },
+        2 => Frame {
+            attempt: 2,
+            ..chunk(seq, request, text)
+        },
+        3 => Frame {
+            last: true,
+            ..chunk(seq, request, text)
+        },
+        // Mostly several of one reply in a row.
+        4..=6 => chunk(seq, request, text),
+        _ => chunk(seq, "q", text),
+    }
+}
+
+async fn append(log: &dyn Log, frame: &Frame) -> u64 {
+    let frame = Arc::new(Sealed::new(frame.clone()));
+    let appended = log.append(&"one".into(), &frame);
+    let appended = appended.unwrap_or_else(|error| panic!("{error:?}"));
+    if let Commit::Later(wait) = appended.commit {
+        wait.await.unwrap();
+    }
+    appended.first
+}
+
+/// What was read, each in one go or folded, is what was appended from the one seq up to the other.
+fn says(frames: &[Arc<Sealed>], source: &[Frame], seqs: Range<u64>) {
+    let mut next = seqs.start;
+    for frame in frames {
+        assert_eq!(
+            frame.first_seq(),
+            next,
+            "nothing is missing, nothing comes twice: {frames:?}"
+        );
+        let parts = &source[next as usize - 1..frame.seq as usize];
+        let last = parts.last().unwrap();
+        let text: String = parts
+            .iter()
+            .filter_map(|part| part.chunk_text())
+            .map(Str::as_str)
+            .collect();
+        let want = Frame {
+            folded_from: frame.folded_from,
+            body: match parts {
+                [only] => only.body.clone(),
+                _ => Body::Text(text.into()),
+            },
+            ..last.clone()
+        };
+        assert_eq!(*frame.frame(), want);
+        for part in parts.iter().filter(|_| parts.len() > 1) {
+            assert!(part.chunk_text().is_some(), "{part:?} is no chunk");
+            assert_eq!((&part.reply_to, part.attempt), (&last.reply_to, last.attempt));
+        }
+        assert_eq!(frame.folded_from, if parts.len() > 1 { next } else { 0 });
+        next = frame.seq + 1;
+    }
+    assert_eq!(next, seqs.end);
+}
+
+/// Whatever is cut where, the log says what was appended.
+async fn says_all(log: &dyn Log, source: &[Frame], first: u64) {
+    let one: Str = "one".into();
+    let end = source.len() as u64 + 1;
+    for from in first..end {
+        says(&log.read(&one, from, ALL).await.unwrap().frames, source, from..end);
+        for to in from..=end {
+            says(
+                &log.read_back(&one, from..to, ALL).await.unwrap().frames,
+                source,
+                from..to,
+            );
+        }
+    }
+    for frames in 1..4 {
+        let limit = Limit { frames, ..ALL };
+        let (mut up, mut next) = (Vec::new(), first);
+        while next < end {
+            let page = log.read(&one, next, limit).await.unwrap().frames;
+            next = page.last().unwrap().seq + 1;
+            up.extend(page);
+        }
+        says(&up, source, first..end);
+        let (mut down, mut next) = (Vec::new(), end);
+        while next > first {
+            let mut page = log.read_back(&one, 1..next, limit).await.unwrap().frames;
+            next = page[0].first_seq();
+            page.append(&mut down);
+            down = page;
+        }
+        says(&down, source, first..end);
+    }
+}
+
+/// Folding changes nothing of what the log says, for any store.
+pub async fn folds_without_a_trace(log: &dyn Log, seed: u64) {
+    let mut random = Random(seed);
+    let mut source = Vec::new();
+    for seq in 1..=40 {
+        source.push(any_frame(seq, &mut random));
+        let first = append(log, &source[source.len() - 1]).await;
+        if random.below(8) == 0 {
+            let (from, to) = (random.below(seq), random.below(seq + 1));
+            log.fold(&"one".into(), ["q", "r", "none"][random.below(3) as usize], from, to);
+            says_all(log, &source, first).await;
+        }
+    }
+    for request in ["q", "r"] {
+        log.fold(&"one".into(), request, 0, u64::MAX);
+        let first = log.read(&"one".into(), 1, ALL).await.unwrap().first;
+        says_all(log, &source, first).await;
+    }
+    log.fold(&"another".into(), "q", 0, u64::MAX);
+    log.delete(&"one".into());
 }
 
 async fn fill(log: &dyn Log, session: &str, count: u64) {
@@ -53,9 +211,9 @@ pub async fn keeps_the_contract(log: &dyn Log) {
         bytes: usize::MAX,
     };
     assert_eq!(seqs(&log.read(&one, 4, two).await.unwrap()), [4, 5]);
-    assert_eq!(seqs(&log.read_back(&one, 4, two).await.unwrap()), [3, 4]);
-    assert_eq!(seqs(&log.read_back(&one, 1, two).await.unwrap()), [1]);
-    assert_eq!(seqs(&log.read_back(&one, 99, two).await.unwrap()), [9, 10]);
+    assert_eq!(seqs(&log.read_back(&one, 1..5, two).await.unwrap()), [3, 4]);
+    assert_eq!(seqs(&log.read_back(&one, 1..2, two).await.unwrap()), [1]);
+    assert_eq!(seqs(&log.read_back(&one, 1..100, two).await.unwrap()), [9, 10]);
 
     let tight = Limit {
         frames: usize::MAX,
@@ -131,4 +289,80 @@ async fn memory_stays_within_its_budget() {
     );
     log.delete(&"one".into());
     assert_eq!(log.bytes(), 0);
+}
+
+fn plenty() -> Memory {
+    Memory::new(Retention {
+        frames: 10_000,
+        bytes: 1 << 24,
+        total_bytes: 1 << 24,
+    })
+}
+
+#[tokio::test]
+async fn memory_folds_without_a_trace() {
+    for seed in 0..20 {
+        println!("seed {seed}");
+        let log = plenty();
+        folds_without_a_trace(&log, seed).await;
+        assert_eq!(log.bytes(), 0, "seed {seed}");
+        let tight = Memory::new(Retention {
+            frames: 6 + seed as usize % 7,
+            bytes: 1 << 24,
+            total_bytes: 1 << 24,
+        });
+        folds_without_a_trace(&tight, seed).await;
+        assert_eq!(tight.bytes(), 0, "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn a_folded_stretch_is_one_frame() {
+    let log = plenty();
+    let final_frame = Frame {
+        last: true,
+        ..chunk(11, "q", "")
+    };
+    for seq in 1..=10 {
+        append(&log, &chunk(seq, if seq == 6 { "r" } else { "q" }, "x")).await;
+    }
+    append(&log, &final_frame).await;
+    log.fold(&"one".into(), "q", 1, 11);
+    let page = log.read(&"one".into(), 3, ALL).await.unwrap();
+    assert_eq!((page.first, seqs(&page)), (1, vec![5, 6, 10, 11]));
+    assert_eq!(page.frames[0].folded_from, 3);
+    let page = log.read_back(&"one".into(), 1..9, ALL).await.unwrap();
+    assert_eq!(seqs(&page), [5, 6, 8]);
+}
+
+#[tokio::test]
+async fn memory_keeps_folded_chunks_at_little_cost() {
+    let log = plenty();
+    for seq in 1..=1_000 {
+        append(&log, &chunk(seq, "q", "token")).await;
+    }
+    let before = log.bytes();
+    log.fold(&"one".into(), "q", 1, 1_000);
+    let after = log.bytes();
+    println!("1,000 chunks of 5 bytes: {before} bytes before, {after} after");
+    assert!(after * 10 < before, "{before} before, {after} after");
+    log.fold(&"one".into(), "q", 1, 1_000);
+    assert_eq!(log.bytes(), after);
+}
+
+#[tokio::test]
+async fn memory_counts_folded_chunks_as_one_and_trims_them_together() {
+    let log = Memory::new(Retention {
+        frames: 10,
+        bytes: 1 << 20,
+        total_bytes: 1 << 20,
+    });
+    for seq in 1..=10 {
+        append(&log, &chunk(seq, "q", "x")).await;
+    }
+    log.fold(&"one".into(), "q", 1, 10);
+    for seq in 11..=19 {
+        assert_eq!(append(&log, &chunk(seq, "r", "x")).await, 1);
+    }
+    assert_eq!(append(&log, &chunk(20, "r", "x")).await, 11);
 }

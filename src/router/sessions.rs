@@ -1,5 +1,6 @@
 //! Sessions as things that are made, listed, read, changed and removed.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -9,8 +10,8 @@ use super::batch::{Batch, Haste};
 use super::live::{Live, Shared};
 use super::members::dismiss;
 use crate::error::{Reason, Refusal};
-use crate::frame::{Control, Frame, Sealed, Str, pb};
-use crate::log::Limit;
+use crate::frame::{Control, Frame, Run, Sealed, Str, pb};
+use crate::log::{self, Limit};
 use crate::session::Cause;
 
 /// Which frames of a log are wanted.
@@ -28,6 +29,8 @@ pub struct Query {
     pub types: Vec<String>,
     /// The newest first.
     pub newest_first: bool,
+    /// Runs of chunks as one frame.
+    pub fold: bool,
     /// How many at most.
     pub count: usize,
 }
@@ -51,6 +54,11 @@ pub struct Listing {
 const LOOKED_THROUGH: usize = 10_000;
 /// Bytes of frames that one call returns.
 const LISTED_BYTES: usize = 1 << 20;
+/// What is read at once.
+const READ: Limit = Limit {
+    frames: 256,
+    bytes: LISTED_BYTES,
+};
 
 impl Router {
     /// Makes a session.
@@ -233,46 +241,103 @@ impl Router {
         } else {
             query.before.min(committed + 1)
         };
-        let mut bounds = (query.after.saturating_add(1).max(first), end);
+        let mut seqs = query.after.saturating_add(1).max(first)..end;
         let mut looked = 0;
-        let mut bytes = 0;
-        while bounds.0 < bounds.1 {
-            if listing.frames.len() >= query.count || looked >= LOOKED_THROUGH || bytes >= LISTED_BYTES {
-                listing.next = Some(if query.newest_first { bounds.1 } else { bounds.0 - 1 });
+        let mut gathered = Gathered::new(query);
+        while !seqs.is_empty() {
+            if gathered.is_full() || looked >= LOOKED_THROUGH {
+                listing.next = Some(if query.newest_first { seqs.end } else { seqs.start - 1 });
                 break;
             }
-            let limit = Limit {
-                frames: 256,
-                bytes: LISTED_BYTES,
-            };
-            let mut page = match query.newest_first {
-                true => self.inner.log.read_back(live.id(), bounds.1 - 1, limit).await?.frames,
-                false => self.inner.log.read(live.id(), bounds.0, limit).await?.frames,
-            };
-            page.retain(|frame| (bounds.0..bounds.1).contains(&frame.frame().seq));
+            let page = self.page(live.id(), &seqs, query.newest_first).await?;
             if page.is_empty() {
                 break;
             }
-            if query.newest_first {
-                page.reverse();
-            }
             for frame in page {
-                if listing.frames.len() >= query.count || bytes >= LISTED_BYTES {
+                if gathered.is_full() || !gathered.take(&frame) {
                     break;
                 }
                 looked += 1;
-                let seq = frame.frame().seq;
                 match query.newest_first {
-                    true => bounds.1 = seq,
-                    false => bounds.0 = seq + 1,
-                }
-                if query.wants(frame.frame()) {
-                    bytes += frame.size();
-                    listing.frames.push(frame);
+                    true => seqs.end = frame.first_seq(),
+                    false => seqs.start = frame.seq + 1,
                 }
             }
         }
+        listing.frames = gathered.finish();
         Ok(listing)
+    }
+
+    /// Some of the frames within the seqs, in the order that was asked for.
+    async fn page(&self, session: &Str, seqs: &Range<u64>, newest_first: bool) -> Result<Vec<Arc<Sealed>>, log::Error> {
+        let log = &self.inner.log;
+        if newest_first {
+            let page = log.read_back(session, seqs.clone(), READ).await?;
+            return Ok(page.frames.into_iter().rev().collect());
+        }
+        let mut frames = log.read(session, seqs.start, READ).await?.frames;
+        let within = frames.partition_point(|frame| frame.seq < seqs.end);
+        let beyond = frames.get(within).map(|frame| frame.first_seq());
+        frames.truncate(within);
+        // Of folded chunks that reach beyond the end, those before it are wanted.
+        if let Some(first) = beyond.filter(|first| *first < seqs.end) {
+            frames.extend(log.read_back(session, first..seqs.end, READ).await?.frames);
+        }
+        Ok(frames)
+    }
+}
+
+/// What is found for a query.
+struct Gathered<'a> {
+    query: &'a Query,
+    frames: Vec<Arc<Sealed>>,
+    /// The newest of what was found, which may go on.
+    run: Run,
+    bytes: usize,
+    refused: bool,
+}
+
+impl<'a> Gathered<'a> {
+    fn new(query: &'a Query) -> Self {
+        Self {
+            query,
+            frames: Vec::new(),
+            run: Run::default(),
+            bytes: 0,
+            refused: false,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.frames.len() + usize::from(!self.run.frames().is_empty())
+    }
+
+    /// Whether no frame is wanted any more, whatever it is.
+    fn is_full(&self) -> bool {
+        self.refused || self.bytes >= LISTED_BYTES || (!self.query.fold && self.count() >= self.query.count)
+    }
+
+    /// Looks at the next frame, and keeps it if it is wanted; whether there was room for it.
+    fn take(&mut self, frame: &Arc<Sealed>) -> bool {
+        if !self.query.wants(frame) {
+            return true;
+        }
+        if self.query.fold && self.count() > 0 && self.run.takes(frame) {
+            self.bytes += frame.chunk_text().map_or(0, |text| text.len());
+        } else if self.count() < self.query.count {
+            self.bytes += frame.size();
+            self.frames.extend(self.run.drain(2));
+        } else {
+            self.refused = true;
+            return false;
+        }
+        self.run.push(Arc::clone(frame));
+        true
+    }
+
+    fn finish(mut self) -> Vec<Arc<Sealed>> {
+        self.frames.extend(self.run.drain(2));
+        self.frames
     }
 }
 

@@ -1,5 +1,6 @@
 //! A log that fails, and one that takes its time.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -85,8 +86,12 @@ impl Log for Faulty {
         }
     }
 
-    fn read_back(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page> {
-        self.inner.read_back(session, from, limit)
+    fn read_back(&self, session: &Str, seqs: Range<u64>, limit: Limit) -> Wait<Page> {
+        self.inner.read_back(session, seqs, limit)
+    }
+
+    fn fold(&self, session: &Str, request: &str, from: u64, to: u64) {
+        self.inner.fold(session, request, from, to);
     }
 
     fn delete(&self, session: &Str) {

@@ -141,14 +141,15 @@ impl Calls {
             return Err(Refusal::field("types", "at most 32"));
         }
         let arguments = format!(
-            "{:?}{}{}{:?}{:?}{:?}{}",
+            "{:?}{}{}{:?}{:?}{:?}{}{}",
             request.session_id,
             request.after_seq,
             request.before_seq,
             request.after_time,
             request.before_time,
             request.types,
-            request.newest_first
+            request.newest_first,
+            request.fold
         );
         let resumed = token::open(&request.page_token, &arguments)?;
         let resumed = resumed.as_deref().and_then(|token| token.split_once('/'));
@@ -163,6 +164,7 @@ impl Calls {
             until: time("before_time", request.before_time)?,
             types: request.types,
             newest_first: request.newest_first,
+            fold: request.fold,
             count: page_size(request.page_size),
         };
         match seq {
