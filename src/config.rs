@@ -42,6 +42,8 @@ pub struct Config {
     pub retention: Retention,
     /// How long a session that nobody uses is kept.
     pub idle: Duration,
+    /// Whether the text chunks of a finished reply are kept as one.
+    pub fold: bool,
     /// What peers are held to.
     pub limits: Limits,
 }
@@ -62,6 +64,7 @@ impl Default for Config {
                 total_bytes: 1 << 30,
             },
             idle: Duration::from_secs(24 * 60 * 60),
+            fold: false,
             limits: Limits::default(),
         }
     }
@@ -150,6 +153,8 @@ settings! {
         "How many bytes of frames are kept of all sessions together. A session that grows past it gives up its own oldest frames.";
     "retention.idle" Span idle,
         "How long a session without members and open requests is kept after it was last used.";
+    "retention.fold" Switch fold,
+        "Keep the text chunks of a finished reply as one frame, so that history holds answers rather than tokens. Readers who begin in the middle of one get the rest of it.";
     "limits.connections" Count limits.connections,
         "Connections of the whole gateway.";
     "limits.sessions" Count limits.sessions,

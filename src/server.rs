@@ -72,6 +72,7 @@ impl Server {
             types: Arc::new(types),
             routes: config.routes.into_iter().collect(),
             idle: config.idle,
+            fold: config.fold,
         });
         Ok(Self {
             listener,

@@ -46,6 +46,15 @@ pub(super) struct Pending {
     pub seq: u64,
     pub effects: Vec<Effect>,
     pub ack: Option<AckTo>,
+    /// The reply that is over with it.
+    pub answer: Option<Answer>,
+}
+
+/// A reply that is over: its request, and the seqs from there to its end.
+pub(super) struct Answer {
+    pub request: Str,
+    pub from: u64,
+    pub to: u64,
 }
 
 /// Who is told that a frame is durable.
@@ -79,7 +88,7 @@ pub(super) struct Found {
 
 impl Found {
     /// The logged frames, in order.
-    pub fn frames(&self) -> impl Iterator<Item = &Arc<Sealed>> {
+    pub fn frames(&self) -> impl Iterator<Item = &Arc<Sealed>> + Clone {
         self.frames.iter().map_while(Option::as_ref)
     }
 }
@@ -217,6 +226,20 @@ impl Shared {
         let oldest = self.session.first();
         while self.session.head() + 1 - (self.tail.len() as u64) < oldest {
             self.tail.pop_front();
+        }
+    }
+
+    /// Lets the log speak for the chunks that it has folded: what the tail has of them, and all before, is not at hand any
+    /// more.
+    pub fn forget_chunks(&mut self, request: &str, from: u64, to: u64) {
+        let first = self.session.head() + 1 - self.tail.len() as u64;
+        let position = |seq: u64| seq.saturating_sub(first).min(self.tail.len() as u64) as usize;
+        let (start, end) = (position(from), position(to.min(self.committed) + 1));
+        let is_chunk = |frame: &Arc<Sealed>| frame.reply_to == request && frame.chunk_text().is_some();
+        let chunks = || (start..end).rev().filter(|at| is_chunk(&self.tail[*at]));
+        // One alone is not folded.
+        if let (Some(newest), Some(_)) = (chunks().next(), chunks().nth(1)) {
+            self.tail.drain(..=newest);
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Parts {
     pub routes: HashMap<String, String>,
     /// How long a session that nobody uses is kept.
     pub idle: Duration,
+    /// Whether the text chunks of a finished reply are kept as one.
+    pub fold: bool,
 }
 
 /// The one router of a gateway. Clones are handles of the same.
@@ -68,6 +70,7 @@ struct Inner {
     types: Arc<Types>,
     routes: HashMap<Str, Str>,
     idle: Duration,
+    fold: bool,
     sessions: Vec<Shard>,
     session_count: AtomicUsize,
     hasher: RandomState,
@@ -97,6 +100,7 @@ impl Router {
             types,
             routes,
             idle,
+            fold,
         } = parts;
         let gateway = pb::Address {
             role: GATEWAY_ROLE.to_owned(),
@@ -112,6 +116,7 @@ impl Router {
                 .map(|(kind, role)| (Str::from(kind), Str::from(role)))
                 .collect(),
             idle,
+            fold,
             sessions: (0..SHARDS).map(|_| Shard::default()).collect(),
             session_count: AtomicUsize::new(0),
             hasher: RandomState::new(),
@@ -274,6 +279,14 @@ impl Router {
 
     fn all_sessions(&self) -> Vec<Arc<Live>> {
         all(&self.inner.sessions)
+    }
+
+    /// The request's reply, whose chunks are from one seq to another, is over and durable: keeps it folded, if that is wanted.
+    pub(super) fn fold_answer(&self, live: &Live, request: &str, from: u64, to: u64) {
+        if self.inner.fold {
+            self.inner.log.fold(live.id(), request, from, to);
+            live.lock().forget_chunks(request, from, to);
+        }
     }
 
     /// What is wrong with the gateway, if anything is.

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::Router;
 use super::batch::{Batch, Haste};
 use super::link::Link;
-use super::live::{AckTo, Live, Pending, Shared};
+use super::live::{AckTo, Answer, Live, Pending, Shared};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
 use crate::log::{Appended, Commit};
@@ -53,6 +53,8 @@ struct Posted {
     effects: Vec<Effect>,
     /// It is not durable yet: its ack, and what follows from it, wait for that.
     waits: bool,
+    /// The reply that is over with it; nothing while it is not durable.
+    answer: Option<Answer>,
 }
 
 /// Who is to be told that a frame is accepted, if that has to wait.
@@ -102,6 +104,7 @@ impl Router {
             accepted,
             effects,
             waits,
+            answer,
         } = self.post(live, sender, frame, asked, whom, batch.now)?;
         let known = if accepted.duplicate {
             Known::Duplicate
@@ -115,6 +118,7 @@ impl Router {
             batch.accept(accepted, haste);
         }
         self.carry_out(live, effects, batch);
+        self.fold(live, answer);
         Ok(known)
     }
 
@@ -203,6 +207,12 @@ impl Router {
         frame.timestamp = Some(now.wall.into());
         let frame = Arc::new(Sealed::new(frame));
         let Appended { commit, first } = self.inner.log.append(live.id(), &frame)?;
+        let asked = shared.session.request(&frame.reply_to).filter(|_| frame.last);
+        let answer = asked.map(|asked| Answer {
+            request: asked.id.clone(),
+            from: asked.seq,
+            to: seq,
+        });
         let effects = shared.session.apply(plan, first, Arc::clone(&frame), now);
         shared.keep(frame);
         shared.last_used = now.mono;
@@ -214,13 +224,19 @@ impl Router {
                     accepted,
                     effects,
                     waits: false,
+                    answer,
                 });
             }
             Commit::Done => Box::pin(std::future::ready(Ok(()))),
             Commit::Later(wait) => wait,
         };
         let ack = whom.ack(&accepted);
-        shared.pending.push_back(Pending { seq, effects, ack });
+        shared.pending.push_back(Pending {
+            seq,
+            effects,
+            ack,
+            answer,
+        });
         let (router, live) = (self.clone(), Arc::clone(live));
         tokio::spawn(async move {
             match wait.await {
@@ -232,6 +248,7 @@ impl Router {
             accepted,
             effects: Vec::new(),
             waits: true,
+            answer: None,
         })
     }
 
@@ -248,6 +265,7 @@ impl Router {
         batch.touch(live, Haste::Now);
         for pending in done {
             self.carry_out(live, pending.effects, &mut batch);
+            self.fold(live, pending.answer);
             match pending.ack {
                 None => {}
                 // A call that is gone needs no answer.
@@ -259,6 +277,12 @@ impl Router {
             }
         }
         batch.finish(None);
+    }
+
+    fn fold(&self, live: &Live, answer: Option<Answer>) {
+        if let Some(Answer { request, from, to }) = answer {
+            self.fold_answer(live, &request, from, to);
+        }
     }
 
     /// The log failed after it had taken frames: what this process believes of the session is void.
@@ -445,6 +469,7 @@ impl Router {
             batch.touch(live, Haste::Now);
         }
         self.carry_out(live, posted.effects, batch);
+        self.fold(live, posted.answer);
         Ok(())
     }
 
@@ -518,6 +543,7 @@ impl Shared {
                     seq,
                     effects: Vec::new(),
                     ack,
+                    answer: None,
                 },
             );
         }
@@ -525,6 +551,7 @@ impl Shared {
             accepted,
             effects: Vec::new(),
             waits,
+            answer: None,
         }
     }
 
