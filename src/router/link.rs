@@ -21,10 +21,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Router;
 use super::live::{Found, Live};
-use super::seat::{Seat, Seats};
+use super::seat::{Cursor, Seat, Seats};
 use super::timers::{Later, Life};
 use crate::error::{Reason, Refusal};
-use crate::frame::{Body, Control, Frame, Sealed, Str, Types, pb};
+use crate::frame::{Body, Control, Frame, Run, Sealed, Str, Types, pb};
 use crate::log::Page;
 use crate::session::{ConnectionId, WorkerKey};
 
@@ -114,6 +114,9 @@ const BATCH_FRAMES: usize = 64;
 const QUEUED: usize = 1_024;
 /// Bytes beyond which no more messages are taken up at once.
 const BATCH_BYTES: usize = 64 << 10;
+/// Chunks in a row that are worth to be folded for a reader that is behind. At the head a few come at a time, and their
+/// encodings are shared by all readers, whereas a folded frame is made for one.
+const FOLDED: usize = 8;
 /// Slices of one vectored write.
 const SLICES: usize = 64;
 
@@ -447,9 +450,7 @@ impl Link {
             let bytes = self.encode(&Sealed::new(gap));
             out.queue.push_back(bytes);
         }
-        for frame in &page.frames {
-            self.deliver(&mut out, seat, &mut cursor, frame);
-        }
+        self.deliver(&mut out, seat, &mut cursor, page.frames.iter());
         cursor.reading = false;
         drop(cursor);
         drop(out);
@@ -590,25 +591,44 @@ impl Link {
             self.driver.wake();
             return false;
         }
-        for frame in found.frames() {
-            self.deliver(out, seat, &mut cursor, frame);
-        }
+        self.deliver(out, seat, &mut cursor, found.frames());
         found.more
     }
 
-    fn deliver(&self, out: &mut Out, seat: &Seat, cursor: &mut super::seat::Cursor, frame: &Arc<Sealed>) {
-        let plain = frame.frame();
-        if plain.seq < cursor.next {
-            return;
+    fn deliver<'a>(
+        &self,
+        out: &mut Out,
+        seat: &Seat,
+        cursor: &mut Cursor,
+        frames: impl Iterator<Item = &'a Arc<Sealed>> + Clone,
+    ) {
+        let are_few = frames.clone().nth(FOLDED - 1).is_none();
+        let mut run = Run::default();
+        for frame in frames {
+            let plain = frame.frame();
+            if plain.seq < cursor.next {
+                continue;
+            }
+            cursor.next = plain.seq + 1;
+            let is_seen = seat.sees(plain, cursor);
+            if is_seen && are_few {
+                out.queue.push_back(self.encode(frame));
+            } else if is_seen {
+                if !run.takes(plain) {
+                    self.deliver_run(out, &mut run);
+                }
+                run.push(Arc::clone(frame));
+            }
+            if plain.last && cursor.answered(&plain.reply_to) {
+                self.answered.store(true, Ordering::SeqCst);
+                self.driver.wake();
+            }
         }
-        cursor.next = plain.seq + 1;
-        if seat.sees(plain, cursor) {
-            out.queue.push_back(self.encode(frame));
-        }
-        if plain.last && cursor.answered(&plain.reply_to) {
-            self.answered.store(true, Ordering::SeqCst);
-            self.driver.wake();
-        }
+        self.deliver_run(out, &mut run);
+    }
+
+    fn deliver_run(&self, out: &mut Out, run: &mut Run) {
+        out.queue.extend(run.drain(FOLDED).map(|frame| self.encode(&frame)));
     }
 
     fn encode(&self, frame: &Sealed) -> Bytes {
