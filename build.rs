@@ -11,10 +11,11 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "twinspan/v1/frame.proto",
     "twinspan/v1/gateway.proto",
     "twinspan/v1/sessions.proto",
+    "twinspan/v1/admin.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

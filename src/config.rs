@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::limits::Limits;
 use crate::log::Retention;
 
-use kind::{Address, Bytes, Count, Described, Files, Filter, Format, Kind, Raw, Routes, Span, Switch};
+use kind::{Address, Bytes, Count, Described, Files, Filter, Format, Kind, Raw, Roles, Routes, Span, Switch};
 pub use kind::{LogFormat, parse_duration};
 pub use load::{Errors, Flag, Inputs, Loaded, Problem, Source};
 
@@ -139,6 +139,8 @@ settings! {
         "Files with compiled FileDescriptorSets (`protoc --include_imports --descriptor_set_out`, `buf build -o`). With them, typed messages are transcoded between JSON and protobuf.";
     "routes" Routes routes,
         "Which frame type is a request to which role, for frames with neither `to` nor `reply_to`: `routes = { query = \"brain\" }`.";
+    "roles" Roles limits.per_role,
+        "What is said of single roles: `lease`, how long a worker may show no life and keep its requests, and `concurrency`, how requests of one session get along that do not say (`parallel`, `queue`, `reject`, `replace`): `roles = { brain = { lease = \"30s\", concurrency = \"queue\" } }`.";
     "log.format" ["log-format"] Format log_format,
         "The form of the gateway's own log on stderr: `text` for people, `json` for machines.";
     "log.filter" Filter log_filter,
@@ -199,6 +201,12 @@ settings! {
         "How long a request that does not say may wait for a worker.";
     "limits.total_timeout" Span limits.total_timeout,
         "How long a request that does not say may take in all.";
+    "limits.worker_grace" Span limits.worker_grace,
+        "How long a worker that has a name (`worker_id`) and does not say may be away from its lost connection and keep its requests.";
+    "limits.cancel_grace" Span limits.cancel_grace,
+        "How long a worker has to end a cancelled request by itself, where the cancel does not say.";
+    "limits.affinity_keys" Count limits.affinity_keys,
+        "Affinity keys of one role of which the gateway remembers the worker. The oldest are forgotten first.";
 }
 
 /// What must hold between settings, or of one beyond its form.
@@ -243,14 +251,36 @@ const RELATIONS: &[Relation] = &[
         holds: |config| config.retention.total_bytes >= config.retention.bytes,
     },
     Relation {
-        keys: &["limits.lease"],
-        expected: "at least 100ms, so that a worker has time to show life",
-        holds: |config| config.limits.lease >= Duration::from_millis(100),
-    },
-    Relation {
         keys: &["limits.accept_timeout", "limits.total_timeout"],
         expected: "at most limits.total_timeout, of which it is a part",
         holds: |config| config.limits.accept_timeout <= config.limits.total_timeout,
+    },
+    Relation {
+        keys: &["limits.lease"],
+        expected: "at least 100ms and at most 24h",
+        holds: |config| is_lease(config.limits.lease),
+    },
+    Relation {
+        keys: &["roles"],
+        expected: "leases of at least 100ms and at most 24h",
+        holds: |config| {
+            config
+                .limits
+                .per_role
+                .values()
+                .filter_map(|role| role.lease)
+                .all(is_lease)
+        },
+    },
+    Relation {
+        keys: &["limits.worker_grace"],
+        expected: "at most 5m",
+        holds: |config| config.limits.worker_grace <= Duration::from_secs(300),
+    },
+    Relation {
+        keys: &["limits.cancel_grace"],
+        expected: "at most 1m",
+        holds: |config| config.limits.cancel_grace <= Duration::from_secs(60),
     },
     Relation {
         keys: &["limits.total_timeout"],
@@ -258,6 +288,10 @@ const RELATIONS: &[Relation] = &[
         holds: |config| config.limits.total_timeout <= Duration::from_secs(24 * 60 * 60),
     },
 ];
+
+fn is_lease(span: Duration) -> bool {
+    (Duration::from_millis(100)..=Duration::from_secs(24 * 60 * 60)).contains(&span)
+}
 
 fn setting(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.key == key)

@@ -117,19 +117,39 @@ reasons! {
     NotYourRequest "NOT_YOUR_REQUEST" PermissionDenied None, final,
         "Only the worker that holds a request may answer it.";
     Superseded "SUPERSEDED" Aborted None, final,
-        "The reply belongs to another attempt than the one that this worker was handed.";
+        "The reply belongs to an attempt that is over: the request is another worker's now, or this one's anew. What is sent for it reaches nobody.";
     ChunkOutOfOrder "CHUNK_OUT_OF_ORDER" OutOfRange None, final,
         "The chunk's index is not the next one, `details.expected`: chunks before it are missing.";
+    IdReused "ID_REUSED" AlreadyExists None, final,
+        "The session has a frame with this id from this sender already, at `details.seq`, and it says something else. Use a new id for a new frame; to send a frame again, send the same.";
+    SessionBusy "SESSION_BUSY" ResourceExhausted None, retry,
+        "The session has an open request for the role, `details.request_id`, and this one was not to run beside it (`options.concurrency`).";
     NoWorker "NO_WORKER" Unavailable None, retry,
         "No worker served the role within the request's accept timeout.";
     AcceptTimeout "ACCEPT_TIMEOUT" DeadlineExceeded None, retry,
-        "Every worker of the role was full for the whole of the request's accept timeout.";
+        "For the whole of the request's accept timeout every worker of the role was full, draining or silent, or the request's turn in its session did not come.";
+    FirstChunkTimeout "FIRST_CHUNK_TIMEOUT" DeadlineExceeded None, retry,
+        "The worker sent neither a chunk nor a final reply within the request's first_chunk timeout.";
+    IdleTimeout "IDLE_TIMEOUT" DeadlineExceeded None, retry,
+        "The worker sent nothing for the request within its idle timeout after the last chunk.";
     TotalTimeout "TOTAL_TIMEOUT" DeadlineExceeded None, final,
         "The request was not answered within its total timeout.";
     RequestCancelled "REQUEST_CANCELLED" Cancelled None, final,
         "A member cancelled the request.";
+    RequestReplaced "REQUEST_REPLACED" Aborted None, final,
+        "A newer request of the session for the same role took the request's place (`options.concurrency`).";
+    AskerGone "ASKER_GONE" Cancelled None, final,
+        "The member that asked was gone for longer than the request allows (`options.on_disconnect`).";
     WorkerLost "WORKER_LOST" Unavailable None, retry,
-        "The worker that held the request disconnected before its final reply.";
+        "The worker that held the request disconnected before its final reply, and did not come back for it within its grace.";
+    LeaseExpired "LEASE_EXPIRED" Unavailable None, retry,
+        "The worker that held the request showed no life for its lease.";
+    AttemptsExhausted "ATTEMPTS_EXHAUSTED" Aborted None, retry,
+        "As many workers as may try the request (`options.max_attempts`) were lost, one after the other.";
+    WorkerReplaced "WORKER_REPLACED" Aborted None, final,
+        "Another connection serves the role by the same worker_id; the newer one wins.";
+    WorkerNotFound "WORKER_NOT_FOUND" NotFound None, final,
+        "No worker by that name serves the role.";
     TooManyConnections "TOO_MANY_CONNECTIONS" ResourceExhausted None, retry,
         "The gateway has as many connections as it may have; a WebSocket handshake is answered with HTTP 503. Try again later, or raise `limits.connections`.";
     TooManySessions "TOO_MANY_SESSIONS" ResourceExhausted None, retry,

@@ -1,6 +1,29 @@
 //! What the gateway holds its peers to: every queue, map and window is bounded by a field of `Limits`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// How a request gets along with others of its session for the same role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concurrency {
+    /// They run side by side.
+    Parallel,
+    /// It waits until those before it have ended.
+    Queue,
+    /// It is refused if there is another one.
+    Reject,
+    /// The others end.
+    Replace,
+}
+
+/// What is said of one role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Role {
+    /// How long a worker may show no life and keep its requests.
+    pub lease: Option<Duration>,
+    /// How requests of one session get along, where they do not say.
+    pub concurrency: Option<Concurrency>,
+}
 
 /// The numbers in force. `config` fills it in and checks that they fit together.
 #[derive(Clone, Debug)]
@@ -50,6 +73,22 @@ pub struct Limits {
     pub accept_timeout: Duration,
     /// Of a request that says nothing of it: how long it may take in all.
     pub total_timeout: Duration,
+    /// Of a worker with a name that says nothing of it: how long it may be away and keep its requests.
+    pub worker_grace: Duration,
+    /// Of a cancel that says nothing of it: how long the worker has to end the request by itself.
+    pub cancel_grace: Duration,
+    /// Affinity keys of one role of which the worker is remembered.
+    pub affinity_keys: usize,
+    /// What is said of single roles.
+    pub per_role: BTreeMap<String, Role>,
+}
+
+impl Limits {
+    /// The shortest time that any worker may show no life.
+    pub fn shortest_lease(&self) -> Duration {
+        let of_roles = self.per_role.values().filter_map(|role| role.lease);
+        of_roles.fold(self.lease, Duration::min)
+    }
 }
 
 impl Default for Limits {
@@ -77,6 +116,10 @@ impl Default for Limits {
             lease: Duration::from_secs(60),
             accept_timeout: Duration::from_secs(30),
             total_timeout: Duration::from_secs(600),
+            worker_grace: Duration::from_secs(10),
+            cancel_grace: Duration::from_secs(2),
+            affinity_keys: 10_000,
+            per_role: BTreeMap::new(),
         }
     }
 }

@@ -20,6 +20,7 @@ use tonic_health::server::HealthReporter;
 use tower_service::Service;
 
 use crate::config::Config;
+use crate::frame::pb::admin_server::AdminServer;
 use crate::frame::pb::sessions_server::SessionsServer;
 use crate::frame::{DESCRIPTORS, Types};
 use crate::log::{Log, Memory};
@@ -134,6 +135,7 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
     let grpc =
         tonic::service::Routes::new(GatewayServer::new(grpc::Attach::new(router)).max_decoding_message_size(limit))
             .add_service(SessionsServer::new(grpc::Calls::new(router)).max_decoding_message_size(call_limit))
+            .add_service(AdminServer::new(grpc::Operators::new(router)).max_decoding_message_size(call_limit))
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(unreflected)?)
             .add_service(reflection().build_v1alpha().map_err(unreflected)?)
@@ -190,7 +192,7 @@ async fn serve(
         .enable_connect_protocol()
         .max_concurrent_streams(256)
         // Who holds requests and says nothing must be seen to live a few times within its lease.
-        .keep_alive_interval(limits.heartbeat.min(limits.lease / 3))
+        .keep_alive_interval(limits.heartbeat.min(limits.shortest_lease() / 3))
         .keep_alive_timeout(limits.heartbeat);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use twinspan::frame::{Body, Frame, Payload, Str};
+use twinspan::frame::{Body, Frame, Payload, Str, Types};
 
 /// The value with all its numbers as doubles.
 fn doubles(value: Value) -> Value {
@@ -25,7 +25,7 @@ fn substance(payload: &Payload) -> u64 {
         body,
         ..Frame::default()
     }
-    .substance()
+    .substance(&Types::default())
 }
 
 fuzz_target!(|text: &str| {

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use twinspan::frame::{Body, Frame, Payload, Str};
+use twinspan::frame::{Body, Frame, Payload, Str, Types};
 
 fn substance(payload: &Payload) -> u64 {
     let body = Body::Payload(payload.clone());
@@ -12,7 +12,7 @@ fn substance(payload: &Payload) -> u64 {
         body,
         ..Frame::default()
     }
-    .substance()
+    .substance(&Types::default())
 }
 
 fuzz_target!(|wire: &[u8]| {

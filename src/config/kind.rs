@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use toml::Value;
 
+use crate::limits::{Concurrency, Role};
+
 /// A value as it was found.
 #[derive(Clone, Debug)]
 pub enum Raw {
@@ -293,6 +295,68 @@ impl Kind<BTreeMap<String, String>> for Routes {
     }
 }
 
+/// What is said of roles.
+pub struct Roles;
+
+const CONCURRENCIES: [(&str, Concurrency); 4] = [
+    ("parallel", Concurrency::Parallel),
+    ("queue", Concurrency::Queue),
+    ("reject", Concurrency::Reject),
+    ("replace", Concurrency::Replace),
+];
+
+impl Described for Roles {
+    const EXPECTED: &'static str = "roles, each with a lease, a concurrency (parallel, queue, reject or replace) or both: \
+                                    { brain = { lease = \"30s\", concurrency = \"queue\" } } (in the environment and behind a \
+                                    flag: the same as TOML)";
+}
+
+impl Kind<BTreeMap<String, Role>> for Roles {
+    fn read(raw: &Raw) -> Option<BTreeMap<String, Role>> {
+        let table = match raw {
+            Raw::Toml(Value::Table(table)) => table.clone(),
+            Raw::Toml(_) => return None,
+            Raw::Text(text) => {
+                let mut file: toml::Table = format!("roles = {text}").parse().ok()?;
+                match file.remove("roles")? {
+                    Value::Table(table) => table,
+                    _ => return None,
+                }
+            }
+        };
+        let roles = table.iter().map(|(name, said)| Some((name.clone(), role(said)?)));
+        let roles: BTreeMap<String, Role> = roles.collect::<Option<_>>()?;
+        roles.keys().all(|name| is_role(name)).then_some(roles)
+    }
+
+    fn show(value: &BTreeMap<String, Role>) -> Value {
+        let said = |role: &Role| {
+            let lease = role.lease.as_ref().map(|lease| ("lease".to_owned(), Span::show(lease)));
+            let concurrency = role.concurrency.and_then(|concurrency| {
+                let (name, _) = CONCURRENCIES.iter().find(|(_, known)| *known == concurrency)?;
+                Some(("concurrency".to_owned(), Value::String((*name).to_owned())))
+            });
+            Value::Table(lease.into_iter().chain(concurrency).collect())
+        };
+        Value::Table(value.iter().map(|(name, role)| (name.clone(), said(role))).collect())
+    }
+}
+
+fn role(said: &Value) -> Option<Role> {
+    let mut role = Role::default();
+    for (key, value) in said.as_table()? {
+        match key.as_str() {
+            "lease" => role.lease = Some(Span::read(&Raw::Toml(value.clone()))?),
+            "concurrency" => {
+                let known = CONCURRENCIES.iter().find(|(name, _)| value.as_str() == Some(name));
+                role.concurrency = Some(known?.1);
+            }
+            _ => return None,
+        }
+    }
+    Some(role)
+}
+
 fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
@@ -387,6 +451,22 @@ mod tests {
             (86_400_000, "\"1d\""),
         ] {
             assert_eq!(Span::show(&Duration::from_millis(ms)).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn roles_in_the_environment() {
+        let given = r#"{ brain = { concurrency = "queue", lease = "30s" }, hands = { lease = "2m" } }"#;
+        assert_eq!(Roles::show(&Roles::read(&text(given)).unwrap()).to_string(), given);
+        for given in [
+            "brain",
+            "{ brain = 1 }",
+            "{ gateway = {} }",
+            r#"{ brain = { lease = "0s" } }"#,
+            r#"{ brain = { concurrency = "some" } }"#,
+            r#"{ brain = { leash = "1s" } }"#,
+        ] {
+            assert_eq!(Roles::read(&text(given)), None, "{given}");
         }
     }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{Connection, Message};
 use crate::error::Refusal;
 use crate::log::{Page, Wait};
-use crate::router::{Router, Seat};
+use crate::router::{Parting, Router, Seat};
 
 /// What a transport reads from a peer.
 pub enum Incoming {
@@ -88,18 +88,23 @@ impl<I: Inlet> Drive<I> {
             match incoming {
                 Incoming::Message(message) => self.connection.receive(&message),
                 Incoming::HalfClosed => {
-                    self.connection.half_close();
+                    self.connection.half_close(Parting::Goodbye);
                     self.state = State::HalfClosed;
                 }
                 Incoming::Nothing => {}
                 Incoming::Closed(farewell) => {
-                    self.connection.half_close();
+                    let parting = if farewell.is_empty() {
+                        Parting::Lost
+                    } else {
+                        Parting::Goodbye
+                    };
+                    self.connection.half_close(parting);
                     self.connection.link().end_with(farewell);
                     self.state = State::Ending;
                 }
                 Incoming::Broken(refusal) => {
                     tracing::debug!(connection = %self.connection.link().name(), %refusal, "connection broken");
-                    self.connection.half_close();
+                    self.connection.half_close(Parting::Lost);
                     self.connection.link().end(Some(refusal));
                     self.state = State::Ending;
                 }

@@ -7,6 +7,7 @@ mod drive;
 mod outgoing;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -15,9 +16,14 @@ pub use outgoing::{asked, cancel};
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Rules, Str, Undecodable, check_id, check_name, pb};
-use crate::router::{Batch, CLIENT_ROLE, Joining, Known, Link, Live, Router, Sender, Serving, View};
-use crate::session::Start;
+use crate::router::{
+    Batch, CLIENT_ROLE, Interest, Joining, Known, Link, Live, Parting, Pulse, Router, Sender, Serving, View,
+};
 use crate::session::dispatch::Offer;
+use crate::session::{Start, WorkerKey};
+
+/// The longest that a worker may be away.
+const LONGEST_GRACE: Duration = Duration::from_secs(300);
 
 /// One message of a peer.
 #[derive(Clone, Debug)]
@@ -35,8 +41,8 @@ pub struct Connection {
     batch: Batch,
     /// What `from` says of frames into sessions that the connection is not a member of.
     address: Option<Arc<pb::Address>>,
-    /// What `from` says of replies, by slot.
-    serves: Vec<Arc<pb::Address>>,
+    /// What `from` says of replies, by worker.
+    serves: Vec<(WorkerKey, Arc<pb::Address>)>,
     worker: Str,
     /// The session of frames that name none.
     session: Str,
@@ -132,9 +138,9 @@ impl Connection {
         self.batch.finish(Some(&self.link));
     }
 
-    /// The peer will send no more: it can hold no requests from now on.
-    pub fn half_close(&mut self) {
-        self.router.retire(&self.link, &mut self.batch);
+    /// The peer will send no more: it can hold no requests by this connection from now on.
+    pub fn half_close(&mut self, parting: Parting) {
+        self.router.retire(&self.link, parting, &mut self.batch);
         self.flush();
     }
 
@@ -150,7 +156,7 @@ impl Connection {
             Control::Hello(hello) => Some(self.hello(&hello)),
             Control::Ping(ping) => Some(Control::Pong(pb::Pong { data: ping.data })),
             Control::Pong(_) => return Ok(()),
-            Control::Serve(serve) => self.serve(id, serve)?,
+            Control::Serve(serve) => return self.serve(id, serve),
             Control::Join(join) => return self.join(id, session, join),
             Control::Leave(_) => {
                 let session = self.session_of(session)?;
@@ -216,44 +222,48 @@ impl Connection {
         self.router.join(&self.link, &session, joining, id, &mut self.batch)
     }
 
-    fn serve(&mut self, id: &Str, serve: pb::Serve) -> Result<Option<Control>, Refusal> {
-        let offer = Offer {
-            role: serve.role.as_str().into(),
-            sessions: serve.sessions.iter().map(|pattern| pattern.as_str().into()).collect(),
-            max_in_flight: serve.max_in_flight.max(1),
+    fn serve(&mut self, id: &Str, serve: pb::Serve) -> Result<(), Refusal> {
+        let named = !serve.worker_id.is_empty();
+        let grace = match outgoing::span(serve.grace) {
+            Some(grace) => grace.min(LONGEST_GRACE),
+            None if named => self.router.limits().worker_grace,
+            None => Duration::ZERO,
         };
-        let name = if serve.worker_id.is_empty() {
-            self.link.name().clone()
-        } else {
-            serve.worker_id.as_str().into()
+        let serving = Serving {
+            name: match named {
+                true => serve.worker_id.as_str().into(),
+                false => self.link.name().clone(),
+            },
+            offer: Offer {
+                role: serve.role.as_str().into(),
+                sessions: serve.sessions.iter().map(|pattern| pattern.as_str().into()).collect(),
+                max_in_flight: serve.max_in_flight.max(1),
+                draining: serve.drain,
+            },
+            grace,
+            pulse: if serve.heartbeats { Pulse::Frames } else { Pulse::Bytes },
+            holds: serve.holds,
         };
-        let serving = Serving { name, offer };
-        let (slot, granted) = self.router.grant(&self.link, serving)?;
-        let address = pb::Address {
-            role: serve.role.clone(),
-            member_id: granted.name.to_string(),
-            ..pb::Address::default()
-        };
-        match self.serves.get_mut(slot as usize) {
-            Some(known) => *known = Arc::new(address),
-            None => self.serves.push(Arc::new(address)),
-        }
-        self.worker = granted.name.clone();
-        let serving = pb::Serving {
+        let address = Arc::new(pb::Address {
             role: serve.role,
-            worker_id: granted.name.to_string(),
-            max_in_flight: granted.offer.max_in_flight,
-            ..pb::Serving::default()
-        };
+            member_id: serving.name.to_string(),
+            ..pb::Address::default()
+        });
+        self.worker = serving.name.clone();
         // The answer comes before the first request.
-        self.answer(id, &Str::EMPTY, Control::Serving(serving))?;
-        self.router.serve(&self.link, slot, granted.offer, &mut self.batch);
-        Ok(None)
+        let link = Arc::clone(&self.link);
+        let answer = |serving| link.answer(id, &Str::EMPTY, Body::Control(Box::new(Control::Serving(serving))));
+        let key = self.router.serve(&self.link, serving, &mut self.batch, answer)?;
+        self.batch.touch_link(&self.link);
+        self.serves
+            .retain(|(known, served)| *known != key && served.role != address.role);
+        self.serves.push((key, address));
+        Ok(())
     }
 
-    fn cancel(&mut self, session: &Str, cancel: pb::Cancel) -> Result<Control, Refusal> {
+    fn cancel(&mut self, session: &str, cancel: pb::Cancel) -> Result<Control, Refusal> {
         let live = self.router.find(session)?;
-        let outcome = outgoing::cancel(&self.router, &live, &cancel.request_id, &cancel.reason, &mut self.batch)?;
+        let outcome = outgoing::cancel(&self.router, &live, &cancel, &mut self.batch)?;
         Ok(Control::CancelAck(pb::CancelAck {
             request_id: cancel.request_id,
             outcome: outcome as i32,
@@ -336,7 +346,10 @@ fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {
         name,
         role,
         start,
-        presence: join.presence,
+        interest: Interest {
+            presence: join.presence,
+            requests: join.requests,
+        },
         view: View::Member,
     })
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Reason, Refusal};
-use crate::frame::{Frame, Str, pb};
+use crate::frame::{CANCEL_SECONDS, Frame, Str, check_span, pb};
 use crate::router::{Asked, Batch, Live, Router};
-use crate::session::Cause;
+use crate::session::{Concurrency, Loss, Terms};
 
 /// Whether the frame is a request, and of what kind. Routes it by its type if it says nothing of where to, and gives it an id
 /// if it has none.
@@ -53,36 +53,70 @@ pub fn asked(router: &Router, frame: &mut Frame) -> Result<Option<Asked>, Refusa
     if frame.id.is_empty() {
         frame.id = crate::router::random_name();
     }
+    let role = Str::from(role);
+    let terms = terms(router, &role, frame.options.as_deref());
+    Ok(Some(Asked { role, terms }))
+}
+
+/// How many workers may try a request that says nothing of it.
+const ATTEMPTS: u32 = 3;
+
+fn terms(router: &Router, role: &str, options: Option<&pb::RequestOptions>) -> Terms {
     let limits = router.limits();
-    let timeouts = frame.options.as_deref().and_then(|options| options.timeouts.as_ref());
-    let time = |set: Option<prost_types::Duration>, default| {
-        set.and_then(|set| Duration::try_from(set).ok()).unwrap_or(default)
-    };
-    Ok(Some(Asked {
-        role: Str::from(role),
-        accept: time(timeouts.and_then(|timeouts| timeouts.accept), limits.accept_timeout),
-        total: time(timeouts.and_then(|timeouts| timeouts.total), limits.total_timeout),
-    }))
+    let none = pb::RequestOptions::default();
+    let options = options.unwrap_or(&none);
+    let timeouts = options.timeouts.unwrap_or_default();
+    let cancel_after = options.on_disconnect() == pb::OnDisconnect::CancelAfter;
+    Terms {
+        accept: span(timeouts.accept).unwrap_or(limits.accept_timeout),
+        first_chunk: span(timeouts.first_chunk),
+        idle: span(timeouts.idle),
+        total: span(timeouts.total).unwrap_or(limits.total_timeout),
+        loss: match options.on_worker_loss() {
+            pb::WorkerLoss::Unspecified | pb::WorkerLoss::Fail => Loss::Fail,
+            pb::WorkerLoss::RetryIfSilent => Loss::RetryIfSilent,
+            pb::WorkerLoss::Restart => Loss::Restart,
+        },
+        max_attempts: match options.max_attempts {
+            0 => ATTEMPTS,
+            attempts => attempts,
+        },
+        gone: cancel_after.then(|| span(options.disconnect_grace).unwrap_or_default()),
+        affinity: options.affinity.as_str().into(),
+        concurrency: match options.concurrency() {
+            pb::Concurrency::Unspecified => router.concurrency(role),
+            pb::Concurrency::Parallel => Concurrency::Parallel,
+            pb::Concurrency::Queue => Concurrency::Queue,
+            pb::Concurrency::Reject => Concurrency::Reject,
+            pb::Concurrency::Replace => Concurrency::Replace,
+        },
+    }
+}
+
+/// A span that was set, and checked before.
+pub fn span(set: Option<prost_types::Duration>) -> Option<Duration> {
+    set.and_then(|set| Duration::try_from(set).ok())
 }
 
 /// Cancels a request.
 pub fn cancel(
     router: &Router,
     live: &Arc<Live>,
-    request: &str,
-    why: &str,
+    cancel: &pb::Cancel,
     batch: &mut Batch,
 ) -> Result<pb::CancelOutcome, Refusal> {
+    let (request, why) = (&cancel.request_id, &cancel.reason);
     super::check_request_id(request)?;
     if why.len() > 256 {
         return Err(Refusal::field("cancel.reason", "at most 256 bytes"));
     }
+    check_span("cancel.grace", cancel.grace.as_ref(), CANCEL_SECONDS)?;
     let message = if why.is_empty() {
         "the request was cancelled".to_owned()
     } else {
         format!("the request was cancelled: {why}")
     };
-    match router.end(live, request, Cause::Cancelled, &message, batch) {
+    match router.cancel(live, request, &message, span(cancel.grace), batch) {
         Ok(()) => Ok(pb::CancelOutcome::Accepted),
         Err(refusal) if refusal.reason == Reason::RequestEnded => Ok(pb::CancelOutcome::AlreadyEnded),
         Err(refusal) if refusal.reason == Reason::RequestNotFound => Ok(pb::CancelOutcome::NotFound),

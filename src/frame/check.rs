@@ -21,6 +21,12 @@ const METADATA_BYTES: usize = 16 * 1024;
 const TIMEOUT_SECONDS: i64 = 24 * 60 * 60;
 /// The most patterns in one Serve.
 const PATTERNS: usize = 32;
+/// The most attempts at a request.
+const ATTEMPTS: u32 = 10;
+/// The longest grace of a cancel, in seconds.
+pub const CANCEL_SECONDS: i64 = 60;
+/// The most requests that one Serve names.
+const HOLDS: usize = 1_024;
 /// The role that only the gateway itself has.
 const GATEWAY: &str = "gateway";
 
@@ -162,11 +168,50 @@ fn check_to(to: &pb::Address) -> Result<(), Refusal> {
 }
 
 fn check_options(options: &pb::RequestOptions) -> Result<(), Refusal> {
-    let Some(timeouts) = &options.timeouts else {
+    if let Some(timeouts) = &options.timeouts {
+        check_timeout("options.timeouts.accept", timeouts.accept.as_ref())?;
+        check_timeout("options.timeouts.first_chunk", timeouts.first_chunk.as_ref())?;
+        check_timeout("options.timeouts.idle", timeouts.idle.as_ref())?;
+        check_timeout("options.timeouts.total", timeouts.total.as_ref())?;
+    }
+    check_enum::<pb::WorkerLoss>("options.on_worker_loss", options.on_worker_loss)?;
+    check_enum::<pb::OnDisconnect>("options.on_disconnect", options.on_disconnect)?;
+    check_enum::<pb::Concurrency>("options.concurrency", options.concurrency)?;
+    check_id("options.affinity", &options.affinity)?;
+    check_span(
+        "options.disconnect_grace",
+        options.disconnect_grace.as_ref(),
+        TIMEOUT_SECONDS,
+    )?;
+    if options.max_attempts > ATTEMPTS {
+        return Err(Refusal::field("options.max_attempts", "must be 1 to 10"));
+    }
+    if options.disconnect_grace.is_some() && options.on_disconnect() != pb::OnDisconnect::CancelAfter {
+        return Err(Refusal::field(
+            "options.disconnect_grace",
+            "goes with on_disconnect CANCEL_AFTER only",
+        ));
+    }
+    Ok(())
+}
+
+fn check_enum<T: TryFrom<i32>>(field: &str, value: i32) -> Result<(), Refusal> {
+    match T::try_from(value) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Refusal::field(field, format_args!("{value} is none of its values"))),
+    }
+}
+
+/// A span that may be 0.
+pub fn check_span(field: &str, span: Option<&Duration>, most_seconds: i64) -> Result<(), Refusal> {
+    let Some(Duration { seconds, nanos }) = span else {
         return Ok(());
     };
-    check_timeout("options.timeouts.accept", timeouts.accept.as_ref())?;
-    check_timeout("options.timeouts.total", timeouts.total.as_ref())
+    let fits = *seconds >= 0 && *nanos >= 0 && (*seconds < most_seconds || (*seconds == most_seconds && *nanos == 0));
+    if fits {
+        return Ok(());
+    }
+    Err(Refusal::field(field, format_args!("must be 0 to {most_seconds} s")))
 }
 
 fn check_timeout(field: &str, timeout: Option<&Duration>) -> Result<(), Refusal> {
@@ -206,7 +251,8 @@ fn check_control(control: &Control) -> Result<(), Refusal> {
                 return Err(Refusal::field("cancel.request_id", "is required"));
             }
             check_id("cancel.request_id", &cancel.request_id)?;
-            check_length("cancel.reason", &cancel.reason, 256)
+            check_length("cancel.reason", &cancel.reason, 256)?;
+            check_span("cancel.grace", cancel.grace.as_ref(), CANCEL_SECONDS)
         }
         Control::Ping(ping) => check_length("ping.data", &ping.data, 128),
         _ => Ok(()),
@@ -229,6 +275,16 @@ fn check_serve(serve: &pb::Serve) -> Result<(), Refusal> {
         return Err(Refusal::field("serve.role", "is required"));
     }
     check_optional_name("serve.worker_id", &serve.worker_id)?;
+    check_span("serve.grace", serve.grace.as_ref(), TIMEOUT_SECONDS)?;
+    if serve.grace.is_some() && serve.worker_id.is_empty() {
+        return Err(Refusal::field(
+            "serve.grace",
+            "needs a worker_id, by which the worker comes back",
+        ));
+    }
+    if serve.holds.len() > HOLDS {
+        return Err(Refusal::field("serve.holds", "must be at most 1024 requests"));
+    }
     if serve.sessions.len() > PATTERNS {
         return Err(Refusal::field("serve.sessions", "must be at most 32 patterns"));
     }

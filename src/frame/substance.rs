@@ -12,12 +12,13 @@ use foldhash::quality::{FixedState, FoldHasher};
 use super::scan::{self, byte, plain_end, skip_space};
 use super::transcode::{entry_parts, read_number};
 use super::wire::take_part;
-use super::{Body, Frame, pb};
+use super::{Body, Frame, Types, pb};
 
 impl Frame {
     /// A digest of what the sender says: type, addressee, what it replies to and whether that ends it, and the body. A payload
-    /// counts as a JSON value with numbers as doubles, a typed message as its bytes.
-    pub fn substance(&self) -> u64 {
+    /// counts as a JSON value with numbers as doubles, a typed message as the JSON of its type, or as its bytes if that is
+    /// unknown.
+    pub fn substance(&self, types: &Types) -> u64 {
         let mut digest = Digest::new();
         digest.text(self.r#type.as_bytes());
         digest.text(self.reply_to.as_bytes());
@@ -30,13 +31,13 @@ impl Frame {
                 digest.bool(to.multicast);
             }
         }
-        self.body.digest(&mut digest);
+        self.body.digest(&mut digest, types);
         digest.end()
     }
 }
 
 impl Body {
-    fn digest(&self, digest: &mut Digest) {
+    fn digest(&self, digest: &mut Digest, types: &Types) {
         match self {
             Self::None => digest.mark(Mark::Nothing),
             Self::Payload(payload) => {
@@ -46,7 +47,10 @@ impl Body {
             Self::Data(data) => digest.bytes(Mark::Data, data),
             Self::Message(any) => {
                 digest.bytes(Mark::Message, any.type_url.as_bytes());
-                digest.bytes(Mark::Data, &any.value);
+                // In bytes, the entries of a map have an order, which is nobody's choice.
+                let mut json = Vec::new();
+                types.write_json(any, &mut json);
+                digest_text(&String::from_utf8_lossy(&json), digest);
             }
             Self::Text(text) => digest.text(text.as_bytes()),
             Self::Error(error) => error.digest(digest),
@@ -353,8 +357,12 @@ mod tests {
     fn of(text: &str) -> u64 {
         let given = Payload::from_json_text(Str::from(text)).unwrap();
         let wire = Payload::from_wire_value(Bytes::copy_from_slice(given.as_wire())).unwrap();
-        let digest = frame(Body::Payload(given)).substance();
-        assert_eq!(frame(Body::Payload(wire)).substance(), digest, "{text}");
+        let digest = frame(Body::Payload(given)).substance(&Types::default());
+        assert_eq!(
+            frame(Body::Payload(wire)).substance(&Types::default()),
+            digest,
+            "{text}"
+        );
         digest
     }
 
@@ -469,7 +477,11 @@ mod tests {
             (&[0x11, 0, 0, 0, 0, 0, 0, 0, 0x80], "0"),
         ] {
             let payload = Payload::from_wire_value(Bytes::copy_from_slice(wire)).unwrap();
-            assert_eq!(frame(Body::Payload(payload)).substance(), of(json), "{json}");
+            assert_eq!(
+                frame(Body::Payload(payload)).substance(&Types::default()),
+                of(json),
+                "{json}"
+            );
         }
     }
 
@@ -553,7 +565,7 @@ mod tests {
             frame(Body::Control(Box::new(Control::Ping(pb::Ping::default())))),
             frame(Body::Control(Box::new(Control::Pong(pb::Pong::default())))),
         ];
-        let digests: HashSet<_> = frames.iter().map(Frame::substance).collect();
+        let digests: HashSet<_> = frames.iter().map(|frame| frame.substance(&Types::default())).collect();
         assert_eq!(digests.len(), frames.len());
     }
 
@@ -571,13 +583,15 @@ mod tests {
                 "timestamp":"2026-01-01T00:00:00Z","from":{"role":"x"},"to":{"role":"r"},"metadata":{"traceparent":"00"},
                 "options":{"timeouts":{"total":"1s"}},"ephemeral":true,"foldedFrom":"1"}"#,
         );
-        assert_eq!(first.substance(), again.substance());
+        assert_eq!(first.substance(&Types::default()), again.substance(&Types::default()));
     }
 
     #[test]
     fn details_have_no_order() {
         let pairs: Vec<_> = (0..32).map(|place| (place.to_string(), "x".to_owned())).collect();
-        let of = |pairs: Vec<(String, String)>| error(|error| error.details = pairs.into_iter().collect()).substance();
+        let of = |pairs: Vec<(String, String)>| {
+            error(|error| error.details = pairs.into_iter().collect()).substance(&Types::default())
+        };
         let reversed = pairs.iter().rev().cloned().collect();
         assert_eq!(of(pairs), of(reversed));
     }

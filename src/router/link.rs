@@ -7,7 +7,7 @@
 //!
 //! Locks: `out` may be taken before a session's lock, never the other way round.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -20,7 +20,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Router;
-use super::live::{Found, Live};
+use super::live::Found;
 use super::seat::{Cursor, Seat, Seats};
 use super::timers::{Later, Life};
 use crate::error::{Reason, Refusal};
@@ -99,12 +99,11 @@ struct Out {
     ended: bool,
 }
 
-/// Where a connection has a place: its seats, and what it serves and holds as a worker.
+/// Where a connection has a place: its seats, and the roles that it serves.
 #[derive(Default)]
 pub(super) struct Places {
     pub seats: Seats,
-    pub serves: Vec<(Str, Str, WorkerKey)>,
-    pub held: HashMap<Str, (Arc<Live>, usize)>,
+    pub serves: Vec<(Str, WorkerKey)>,
     pub retired: bool,
 }
 
@@ -659,33 +658,18 @@ impl Link {
         self.answer(&Str::EMPTY, session, Body::Control(Box::new(control)));
     }
 
-    /// Whether it takes no requests any more.
-    pub fn is_retired(&self) -> bool {
-        self.places().retired
+    /// The connection serves the role as this worker; not if it is over.
+    pub(super) fn take_up(&self, role: &Str, worker: WorkerKey) -> bool {
+        let mut places = self.places();
+        if !places.retired && !places.serves.iter().any(|(_, known)| *known == worker) {
+            places.serves.push((role.detached(), worker));
+        }
+        !places.retired
     }
 
-    /// The connection will hold a request of the session; not if it is over.
-    pub(super) fn hold(&self, live: &Arc<Live>) -> bool {
-        let mut places = self.places();
-        if places.retired {
-            return false;
-        }
-        match places.held.get_mut(live.id()) {
-            Some((_, count)) => *count += 1,
-            None => drop(places.held.insert(live.id().clone(), (Arc::clone(live), 1))),
-        }
-        true
-    }
-
-    /// The connection holds one request of the session less.
-    pub(super) fn let_go(&self, live: &Arc<Live>) {
-        let mut places = self.places();
-        if let Some((_, count)) = places.held.get_mut(live.id()) {
-            *count -= 1;
-            if *count == 0 {
-                places.held.remove(live.id());
-            }
-        }
+    /// The connection does not serve as this worker any more.
+    pub(super) fn lay_down(&self, worker: WorkerKey) {
+        self.places().serves.retain(|(_, known)| *known != worker);
     }
 
     /// The connection's task is to look whether it waits for anything still.

@@ -6,11 +6,12 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::Router;
 use super::link::Link;
-use super::seat::{Cursor, Seat};
+use super::seat::{Circle, Cursor, Seat};
 use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
 use crate::limits::Limits;
-use crate::session::{Cause, Effect, Session};
+use crate::session::{Cause, Effect, Opened, Session, Stage};
 
 /// A session in this process. Its lock is held for moments: no I/O, no encoding, no await under it.
 pub struct Live {
@@ -46,15 +47,6 @@ pub(super) struct Pending {
     pub seq: u64,
     pub effects: Vec<Effect>,
     pub ack: Option<AckTo>,
-    /// The reply that is over with it.
-    pub answer: Option<Answer>,
-}
-
-/// A reply that is over: its request, and the seqs from there to its end.
-pub(super) struct Answer {
-    pub request: Str,
-    pub from: u64,
-    pub to: u64,
 }
 
 /// Who is told that a frame is durable.
@@ -68,7 +60,7 @@ pub(super) enum AckTo {
 /// A frame that is not in the log.
 struct Note {
     frame: Arc<Sealed>,
-    presence: bool,
+    circle: Circle,
 }
 
 const FOUND: usize = 32;
@@ -200,7 +192,7 @@ impl Shared {
         }
         let first = self.next_note - self.notes.len() as u64;
         let skip = if cursor.next_note < first {
-            if seat.wants_presence() {
+            if seat.is_in(Circle::Presence) {
                 found.notes.push(Arc::new(Sealed::new(self.presence_snapshot())));
             }
             0
@@ -208,7 +200,7 @@ impl Shared {
             (cursor.next_note - first) as usize
         };
         for note in self.notes.range(skip..) {
-            if (!note.presence || seat.wants_presence()) && seat.sees(note.frame.frame(), cursor) {
+            if seat.is_in(note.circle) && seat.sees(note.frame.frame(), cursor) {
                 found.notes.push(Arc::clone(&note.frame));
             }
         }
@@ -229,6 +221,11 @@ impl Shared {
         }
     }
 
+    /// Whether there is anybody to be told.
+    pub fn has_circle(&self, circle: Circle) -> bool {
+        self.seats.iter().any(|seat| seat.is_in(circle))
+    }
+
     /// Lets the log speak for the chunks that it has folded: what the tail has of them, and all before, is not at hand any
     /// more.
     pub fn forget_chunks(&mut self, request: &str, from: u64, to: u64) {
@@ -244,13 +241,13 @@ impl Shared {
     }
 
     /// A frame for whoever is here now.
-    pub fn note(&mut self, frame: Frame, presence: bool) {
-        if self.seats.is_empty() || (presence && !self.seats.iter().any(|seat| seat.wants_presence())) {
+    pub fn note(&mut self, frame: Frame, circle: Circle) {
+        if !self.has_circle(circle) {
             return;
         }
         let frame = Arc::new(Sealed::new(frame));
         self.notes_bytes += frame.size();
-        self.notes.push_back(Note { frame, presence });
+        self.notes.push_back(Note { frame, circle });
         while self.notes.len() > 1
             && (self.notes.len() > self.limits.ephemeral_frames || self.notes_bytes > self.limits.ephemeral_bytes)
         {
@@ -304,21 +301,30 @@ impl Shared {
         self.session.members().take(LISTED).map(member).collect()
     }
 
-    pub fn request_list(&self) -> Vec<pb::OpenRequest> {
+    /// The open requests, oldest first, as frames list them.
+    pub fn request_list(&self, router: &Router) -> Vec<pb::OpenRequest> {
         let open = self.session.open_requests();
         open.iter()
             .take(LISTED)
-            .map(|request| pb::OpenRequest {
-                request_id: request.id.to_string(),
-                seq: request.seq,
-                role: request.role.to_string(),
-                from: self.asked_by(request.id).map(|from| (*from).clone()),
-                accepted_at: Some(request.accepted_at.into()),
-                attempt: request.attempt,
-                chunks: request.chunks,
-                ..pb::OpenRequest::default()
-            })
+            .map(|request| self.listed(router, request))
             .collect()
+    }
+
+    /// An open request as frames list it.
+    pub fn listed(&self, router: &Router, request: &Opened<'_>) -> pb::OpenRequest {
+        let worker = request.worker.and_then(|key| router.worker(key));
+        pb::OpenRequest {
+            request_id: request.id.to_string(),
+            seq: request.seq,
+            role: request.role.to_string(),
+            from: self.asked_by(request.id).map(|from| (*from).clone()),
+            accepted_at: Some(request.accepted_at.into()),
+            attempt: request.attempt,
+            chunks: request.chunks,
+            state: state(request.stage) as i32,
+            changed_at: Some(request.changed_at.into()),
+            worker_id: worker.map(|worker| worker.name().to_string()).unwrap_or_default(),
+        }
     }
 
     pub fn describe(&self) -> pb::Session {
@@ -371,6 +377,17 @@ impl Shared {
             body: Body::Control(Box::new(control)),
             ..Frame::default()
         }
+    }
+}
+
+/// As frames name where an open request is.
+pub(super) fn state(stage: Stage) -> pb::RequestState {
+    match stage {
+        Stage::Queued => pb::RequestState::Queued,
+        Stage::Waiting => pb::RequestState::Waiting,
+        Stage::Assigned => pb::RequestState::Assigned,
+        Stage::Started => pb::RequestState::Started,
+        Stage::Cancelling => pb::RequestState::Cancelling,
     }
 }
 

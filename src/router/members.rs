@@ -6,12 +6,12 @@ use super::Router;
 use super::batch::{Batch, Haste};
 use super::link::Link;
 use super::live::{self, Live, Shared};
-use super::seat::{Cursor, Placing, Seat, View};
+use super::seat::{Circle, Cursor, Interest, Placing, Seat, View};
+use super::workers::Parting;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Str, pb};
 use crate::log::{self, Limit, Page, Wait};
-use crate::session::dispatch::Offer;
-use crate::session::{self, Begin, Cause, Start, WorkerKey};
+use crate::session::{self, Begin, Start};
 
 /// What a connection wants to be in a session.
 #[derive(Clone, Debug)]
@@ -22,19 +22,10 @@ pub struct Joining {
     pub role: Str,
     /// Where it wants to begin.
     pub start: Start,
-    /// Whether it is told who comes and goes.
-    pub presence: bool,
+    /// What it is told beyond what is for everybody.
+    pub interest: Interest,
     /// `Member` or `Watcher`.
     pub view: View,
-}
-
-/// What a connection offers as a worker.
-#[derive(Clone, Debug)]
-pub struct Serving {
-    /// The worker's name; empty for the connection's.
-    pub name: Str,
-    /// The role, the sessions, the number.
-    pub offer: Offer,
 }
 
 /// What is read at once for a seat that has fallen behind.
@@ -71,7 +62,7 @@ impl Router {
             view: joining.view,
             address: Arc::new(address),
             name: joining.name.clone(),
-            presence: joining.presence,
+            interest: joining.interest,
         };
         let mut shared = live.lock();
         shared.check_here(session)?;
@@ -87,7 +78,7 @@ impl Router {
         let old = before.and_then(|before| shared.rise(before.key()));
         let evicted = entry.replaced.and_then(|key| shared.rise(key));
         shared.sit(Arc::clone(&seat));
-        let joined = shared.joined(&entry.begin, &joining);
+        let joined = shared.joined(self, &entry.begin, &joining);
         drop(shared);
 
         if let Some(old) = old {
@@ -146,7 +137,7 @@ impl Router {
             view: View::Asker,
             address: Arc::new(address),
             name: link.name().clone(),
-            presence: false,
+            interest: Interest::default(),
         };
         let mut shared = live.lock();
         shared.check_here(live.id())?;
@@ -210,52 +201,19 @@ impl Router {
         let mut shared = live.lock();
         shared.rise(seat.key());
         shared.last_used = batch.now.mono;
-        if let Some(member) = shared.session.leave(seat.name(), seat.key()) {
+        let left = shared.session.leave(seat.name(), seat.key(), batch.now.mono);
+        if let Some(member) = left {
             let left = pb::Presence {
                 left: vec![live::member(&member)],
                 ..pb::Presence::default()
             };
             let note = shared.presence(left);
-            shared.note(note, true);
-            drop(shared);
+            shared.note(note, Circle::Presence);
             batch.touch(live, Haste::Now);
+        } else if seat.view() == View::Asker {
+            shared.session.asker_gone(seat.name(), batch.now.mono);
         }
-    }
-
-    /// Whether the connection may serve the role: the slot, which tells its roles apart, and what is granted.
-    pub fn grant(&self, link: &Arc<Link>, serving: Serving) -> Result<(u32, Serving), Refusal> {
-        let Serving { name, mut offer } = serving;
-        offer.max_in_flight = offer.max_in_flight.clamp(1, self.limits().max_in_flight);
-        let mut places = link.places();
-        let known = places.serves.iter().position(|(role, ..)| *role == offer.role);
-        let limit = self.limits().roles;
-        if known.is_none() && places.serves.len() >= limit {
-            let text = format!("the connection serves {limit} roles, the most it may");
-            return Err(Refusal::new(Reason::TooManyRoles, text).with("limit", limit.to_string()));
-        }
-        let slot = known.unwrap_or(places.serves.len()) as u32;
-        match known {
-            Some(at) => places.serves[at].1 = name.clone(),
-            None => {
-                let key = WorkerKey {
-                    connection: link.id(),
-                    slot,
-                };
-                places.serves.push((offer.role.detached(), name.clone(), key));
-            }
-        }
-        Ok((slot, Serving { name, offer }))
-    }
-
-    /// The connection serves the role that it was granted from now on.
-    pub fn serve(&self, link: &Arc<Link>, slot: u32, offer: Offer, batch: &mut Batch) {
-        let key = WorkerKey {
-            connection: link.id(),
-            slot,
-        };
-        tracing::info!(connection = %link.name(), role = %offer.role, max_in_flight = offer.max_in_flight, "worker serves");
-        let tickets = self.dispatch().register(key, offer);
-        self.hand_all(tickets, key, batch);
+        self.arm(live, &mut shared);
     }
 
     /// Reads the log for a seat of the connection that has fallen behind, if there is one.
@@ -286,29 +244,10 @@ impl Router {
         }
     }
 
-    /// The connection serves nothing any more; what it held is lost.
-    pub fn retire(&self, link: &Arc<Link>, batch: &mut Batch) {
-        let (serves, held) = {
-            let mut places = link.places();
-            places.retired = true;
-            (std::mem::take(&mut places.serves), std::mem::take(&mut places.held))
-        };
-        for (role, name, key) in serves {
-            self.dispatch().unregister(key);
-            tracing::info!(connection = %link.name(), worker = %name, %role, "worker gone");
-        }
-        for (live, _) in held.into_values() {
-            let lost = live.lock().session.held_by(link.id());
-            for request in lost {
-                self.end_or_retry(&live, &request, Cause::WorkerLost, batch);
-            }
-        }
-    }
-
     /// The connection is over.
     pub fn detach(&self, link: &Arc<Link>) {
         let mut batch = Batch::new(self.now());
-        self.retire(link, &mut batch);
+        self.retire(link, Parting::Lost, &mut batch);
         let seats = link.places().seats.take();
         for seat in seats {
             self.vacate(&seat, &mut batch);
@@ -378,7 +317,11 @@ impl Shared {
         let entry = self.session.join(member, &joining.start)?;
         let mut left = Vec::new();
         if let Some((name, key)) = was.filter(|(name, _)| *name != joining.name) {
-            left.extend(self.session.leave(&name, key).map(|member| live::member(&member)));
+            left.extend(
+                self.session
+                    .leave(&name, key, batch.now.mono)
+                    .map(|member| live::member(&member)),
+            );
         }
         if entry.replaced.is_none() {
             let note = self.presence(pb::Presence {
@@ -386,13 +329,13 @@ impl Shared {
                 left,
                 ..pb::Presence::default()
             });
-            self.note(note, true);
+            self.note(note, Circle::Presence);
         }
         self.last_used = batch.now.mono;
         Ok(entry)
     }
 
-    fn joined(&self, begin: &Begin, joining: &Joining) -> pb::Joined {
+    fn joined(&self, router: &Router, begin: &Begin, joining: &Joining) -> pb::Joined {
         let member = joining.view == View::Member;
         pb::Joined {
             epoch: self.session.epoch().to_string(),
@@ -411,7 +354,7 @@ impl Shared {
             },
             members: self.member_list(),
             member_count: self.session.members().len() as u32,
-            open_requests: self.request_list(),
+            open_requests: self.request_list(router),
         }
     }
 }

@@ -4,13 +4,16 @@
 //! Nothing here knows a transport. Every method computes under one lock at a time, and acts after it has let go.
 
 mod batch;
+mod counters;
 mod link;
 mod live;
 mod members;
 mod publish;
+mod requests;
 mod seat;
 mod sessions;
 mod timers;
+mod workers;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -24,18 +27,19 @@ use tokio::sync::watch;
 pub use batch::Batch;
 pub use link::{Form, Link, Socket};
 pub use live::Live;
-pub use members::{Joining, Serving};
+pub use members::Joining;
 pub use publish::{Asked, Known, Sender};
-pub use seat::{Seat, View};
+pub use seat::{Interest, Seat, View};
 pub use sessions::{Listing, Query};
 pub use timers::Life;
+pub use workers::{Parting, Pulse, Serving};
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Str, Types, pb};
 use crate::limits::Limits;
 use crate::log::Log;
-use crate::session::dispatch::Dispatch;
-use crate::session::{ConnectionId, Now};
+use crate::session::dispatch::{Bounds, Dispatch};
+use crate::session::{Concurrency, ConnectionId, Now};
 
 /// The role that the gateway itself speaks as.
 pub const GATEWAY_ROLE: &str = "gateway";
@@ -69,6 +73,8 @@ struct Inner {
     log: Arc<dyn Log>,
     types: Arc<Types>,
     routes: HashMap<Str, Str>,
+    workers: Mutex<workers::Workers>,
+    counters: counters::Counters,
     idle: Duration,
     fold: bool,
     sessions: Vec<Shard>,
@@ -107,7 +113,10 @@ impl Router {
             ..pb::Address::default()
         };
         let inner = Arc::new(Inner {
-            dispatch: Mutex::new(Dispatch::new(limits.waiting)),
+            dispatch: Mutex::new(Dispatch::new(Bounds {
+                waiting: limits.waiting,
+                affinity_keys: limits.affinity_keys,
+            })),
             limits: Arc::new(limits),
             log,
             types,
@@ -115,6 +124,8 @@ impl Router {
                 .into_iter()
                 .map(|(kind, role)| (Str::from(kind), Str::from(role)))
                 .collect(),
+            workers: Mutex::default(),
+            counters: counters::Counters::default(),
             idle,
             fold,
             sessions: (0..SHARDS).map(|_| Shard::default()).collect(),
@@ -171,6 +182,12 @@ impl Router {
     /// The role that frames of this type go to, where nothing else is said.
     pub fn route(&self, kind: &str) -> Option<&Str> {
         self.inner.routes.get(kind)
+    }
+
+    /// How requests of one session for the role get along, where they do not say.
+    pub fn concurrency(&self, role: &str) -> Concurrency {
+        let role = self.inner.limits.per_role.get(role);
+        role.and_then(|role| role.concurrency).unwrap_or(Concurrency::Parallel)
     }
 
     /// Whether new requests are refused.
@@ -232,10 +249,6 @@ impl Router {
         self.inner.links[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn link(&self, id: ConnectionId) -> Option<Arc<Link>> {
-        self.links(id).get(&id).cloned()
-    }
-
     /// Lets a connection in, if there may be one more. With a socket, it is written to; without, `Link::poll_take` gives out
     /// what there is for it. The life is that of whatever carries it.
     pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>, life: Life) -> Result<Arc<Link>, Refusal> {
@@ -275,6 +288,29 @@ impl Router {
     /// How many sessions there are.
     pub fn session_count(&self) -> usize {
         self.inner.session_count.load(Ordering::Relaxed)
+    }
+
+    /// What has been counted since the start.
+    pub fn stats(&self) -> pb::StatsResponse {
+        let counters = &self.inner.counters;
+        let uptime = self.inner.started.elapsed();
+        pb::StatsResponse {
+            started_at: self.now().wall.checked_sub(uptime).map(Into::into),
+            connections: *self.inner.link_count.borrow() as u64,
+            sessions: self.session_count() as u64,
+            open_requests: self.open_requests() as u64,
+            requests: counters.requests.value(),
+            completed: counters.completed.value(),
+            failed: counters.failed.value(),
+            cancelled: counters.cancelled.value(),
+            expired: counters.expired.value(),
+            restarts: counters.restarts.value(),
+            leases_expired: counters.leases_expired.value(),
+            workers_lost: counters.workers_lost.value(),
+            workers_replaced: counters.workers_replaced.value(),
+            workers_resumed: counters.resumed.value(),
+            fenced_frames: counters.fenced.value(),
+        }
     }
 
     fn all_sessions(&self) -> Vec<Arc<Live>> {

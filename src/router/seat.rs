@@ -19,6 +19,26 @@ pub enum View {
     Asker,
 }
 
+/// Who is told of something that is not in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circle {
+    /// Whoever it is for.
+    All,
+    /// Those who want to know who comes and goes.
+    Presence,
+    /// Those who want to know how requests get on.
+    Requests,
+}
+
+/// What a seat is told beyond what is for everybody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Interest {
+    /// Who comes and goes.
+    pub presence: bool,
+    /// How requests get on.
+    pub requests: bool,
+}
+
 /// One connection's place in one session.
 pub struct Seat {
     live: Arc<Live>,
@@ -27,7 +47,7 @@ pub struct Seat {
     view: View,
     address: Arc<pb::Address>,
     name: Str,
-    presence: bool,
+    interest: Interest,
     marked: AtomicBool,
     vacated: AtomicBool,
     /// May be held when the session's lock is taken, never the other way round.
@@ -102,8 +122,8 @@ pub struct Placing {
     pub address: Arc<pb::Address>,
     /// Its member's name.
     pub name: Str,
-    /// Whether it is told who comes and goes.
-    pub presence: bool,
+    /// What it is told beyond what is for everybody.
+    pub interest: Interest,
 }
 
 impl Seat {
@@ -116,7 +136,7 @@ impl Seat {
             view,
             address,
             name,
-            presence,
+            interest,
         } = placing;
         Self {
             live,
@@ -125,7 +145,7 @@ impl Seat {
             view,
             address,
             name,
-            presence,
+            interest,
             marked: AtomicBool::new(false),
             vacated: AtomicBool::new(false),
             cursor: Mutex::new(cursor),
@@ -157,9 +177,13 @@ impl Seat {
         &self.name
     }
 
-    /// Whether it is told who comes and goes.
-    pub fn wants_presence(&self) -> bool {
-        self.presence
+    /// Whether it is told what concerns the circle.
+    pub fn is_in(&self, circle: Circle) -> bool {
+        match circle {
+            Circle::All => true,
+            Circle::Presence => self.interest.presence,
+            Circle::Requests => self.interest.requests,
+        }
     }
 
     /// Whether its connection is a member by it.

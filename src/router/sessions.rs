@@ -9,6 +9,7 @@ use super::Router;
 use super::batch::{Batch, Haste};
 use super::live::{Live, Shared};
 use super::members::dismiss;
+use super::seat::Circle;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Frame, Run, Sealed, Str, pb};
 use crate::log::{self, Limit};
@@ -199,7 +200,7 @@ impl Router {
         let mut effects = Vec::new();
         let open = shared.session.open_ids();
         for request in open {
-            effects.extend(shared.session.abandon(&request, Cause::SessionDeleted));
+            effects.extend(shared.session.abandon(&request, Cause::SessionDeleted, batch.now));
         }
         let seats: Vec<_> = shared.seats().to_vec();
         for seat in &seats {
@@ -359,7 +360,7 @@ impl Shared {
         let frame = self.control(Control::SessionChanged(pb::SessionChanged {
             session: Some(session.clone()),
         }));
-        self.note(frame, false);
+        self.note(frame, Circle::All);
         session
     }
 }

@@ -18,7 +18,7 @@ use super::live::{Live, Shared};
 use super::{Inner, Router};
 use crate::error::{Reason, Refusal};
 use crate::limits::Limits;
-use crate::session::{Cause, Due};
+use crate::session::Cause;
 
 /// Spokes of the wheel of connections.
 pub(super) const WHEEL: usize = 32;
@@ -28,8 +28,12 @@ pub(super) const LATE: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_millis(5);
 /// How soon an end that the log refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// The part of the shortest lease by which the ticker may be late before it says that the process stood still.
+const STALL_OF_LEASE: u32 = 4;
+/// Ticks after that in which nobody is judged.
+const CALM: u32 = 4;
 /// A ping, whole: RFC 6455 §5.5.2.
-const PING: Bytes = Bytes::from_static(&[0x89, 0]);
+pub(super) const PING: Bytes = Bytes::from_static(&[0x89, 0]);
 
 /// The table of sessions with deadlines.
 #[derive(Default)]
@@ -133,7 +137,7 @@ impl Pace {
         let spoke = (limits.heartbeat / WHEEL as u32).max(Self::FINEST);
         let wanted = spoke
             .as_nanos()
-            .div_ceil((limits.lease / Self::OF_LEASE).as_nanos().max(1));
+            .div_ceil((limits.shortest_lease() / Self::OF_LEASE).as_nanos().max(1));
         let most = spoke.as_nanos() / Self::FINEST.as_nanos();
         let ticks_per_spoke = u32::try_from(wanted.clamp(1, most)).unwrap_or(u32::MAX);
         Self {
@@ -198,14 +202,24 @@ async fn kick_later(inner: Weak<Inner>, later: Arc<Later>) {
 async fn ticker(inner: Weak<Inner>, pace: Pace) {
     let mut interval = tokio::time::interval(pace.tick);
     interval.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut fair_from = 0;
     loop {
-        interval.tick().await;
+        let scheduled = interval.tick().await;
         let Some(inner) = inner.upgrade() else { return };
         let router = Router { inner };
         let tick = router.inner.tick.fetch_add(1, Ordering::Relaxed) + 1;
-        let Some(spoke) = pace.spoke(tick) else { continue };
-        router.feel_pulse(spoke, pace);
-        if spoke == 0 {
+        if scheduled.elapsed() > router.limits().shortest_lease() / STALL_OF_LEASE {
+            // The process stood still. What the peers sent meanwhile is not read yet: they are not judged by it.
+            fair_from = tick.saturating_add(CALM);
+        }
+        let spoke = pace.spoke(tick);
+        if tick >= fair_from {
+            router.feel_workers(tick);
+            if let Some(spoke) = spoke {
+                router.feel_pulse(spoke, pace);
+            }
+        }
+        if spoke == Some(0) {
             router.sweep();
         }
     }
@@ -241,24 +255,13 @@ impl Router {
             self.end_or_retry(live, &request, cause, &mut batch);
         }
         for (request, due) in due {
-            let cause = match due {
-                Due::Total => Cause::TotalTimeout,
-                Due::Accept => self.why_unaccepted(live, &request),
-            };
+            let cause = self.cause_of(live, &request, due);
             self.end_or_retry(live, &request, cause, &mut batch);
         }
         let mut shared = live.lock();
         self.arm(live, &mut shared);
         drop(shared);
         batch.finish(None);
-    }
-
-    fn why_unaccepted(&self, live: &Live, request: &str) -> Cause {
-        let role = live.lock().session.role_of(request).cloned();
-        match role {
-            Some(role) if self.dispatch().is_served(&role, live.id()) => Cause::AcceptTimeout,
-            _ => Cause::NoWorker,
-        }
     }
 
     fn ticks_since(&self, tick: u32) -> u32 {

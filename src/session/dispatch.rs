@@ -1,8 +1,10 @@
 //! Dispatch: which worker gets which request. Pure, like the session; one for the whole gateway, since workers serve many
 //! sessions.
 //!
-//! A request goes to exactly one worker with room: to the one that had the session's last request for the role if it can take
-//! it, else to the one with the most room. With none, it waits in its role's queue, first come first served.
+//! A request goes to exactly one worker with room: to the one that had the last request with the same affinity key, or the
+//! session's last one for the role, if it can take it, else to the one with the most room. With none, it waits in its role's
+//! queue: sessions take turns there, each first come first served, so that one that asks much does not keep the others from
+//! asking at all.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -19,8 +21,17 @@ pub struct Ticket {
     pub request: Str,
 }
 
+/// What a request would like.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// The worker that had the session's last request for the role.
+    pub worker: Option<WorkerKey>,
+    /// What it has in common with others that should go to the same worker; may be empty.
+    pub affinity: Str,
+}
+
 /// What a worker offers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// The role that it serves.
     pub role: Str,
@@ -28,6 +39,19 @@ pub struct Offer {
     pub sessions: Vec<Str>,
     /// How many requests it takes at once.
     pub max_in_flight: u32,
+    /// It finishes what it has, and takes nothing new.
+    pub draining: bool,
+}
+
+/// Whether a worker can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contact {
+    /// It can.
+    Here,
+    /// It showed no life for its lease.
+    Silent,
+    /// Its connection is lost, and it may come back.
+    Away,
 }
 
 /// What became of a submitted request.
@@ -39,16 +63,39 @@ pub enum Placed {
     Waiting,
 }
 
+/// The workers of a role, from a session's point of view. Those that serve it are each counted once more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All.
+    pub total: u32,
+    /// Those that serve the session.
+    pub serving: u32,
+    /// Of these, those with room.
+    pub free: u32,
+    /// Those without.
+    pub full: u32,
+    /// Those that take nothing new.
+    pub draining: u32,
+    /// Those that show no life.
+    pub silent: u32,
+    /// Those that have no connection.
+    pub away: u32,
+}
+
 #[derive(Debug)]
 struct Worker {
     key: WorkerKey,
     offer: Offer,
+    contact: Contact,
     in_flight: u32,
 }
 
 impl Worker {
     fn room(&self) -> u32 {
-        self.offer.max_in_flight.saturating_sub(self.in_flight)
+        match self.contact {
+            Contact::Here if !self.offer.draining => self.offer.max_in_flight.saturating_sub(self.in_flight),
+            _ => 0,
+        }
     }
 
     fn serves(&self, session: &str) -> bool {
@@ -56,10 +103,113 @@ impl Worker {
     }
 }
 
+/// A queue in which sessions take turns.
+#[derive(Debug, Default)]
+struct Queue {
+    by_session: HashMap<Str, VecDeque<(Str, Str)>>,
+    turn: VecDeque<Str>,
+    len: usize,
+}
+
+impl Queue {
+    fn push(&mut self, Ticket { session, request }: Ticket, affinity: Str) {
+        self.len += 1;
+        match self.by_session.get_mut(&session) {
+            Some(waiting) => waiting.push_back((request, affinity)),
+            None => {
+                self.turn.push_back(session.clone());
+                self.by_session.insert(session, VecDeque::from([(request, affinity)]));
+            }
+        }
+    }
+
+    /// The next one of a session that fits.
+    fn take(&mut self, fits: impl Fn(&str) -> bool) -> Option<(Ticket, Str)> {
+        let at = self.turn.iter().position(|session| fits(session))?;
+        let session = self.turn.remove(at)?;
+        let waiting = self.by_session.get_mut(&session)?;
+        let (request, affinity) = waiting.pop_front()?;
+        self.len -= 1;
+        if waiting.is_empty() {
+            self.by_session.remove(&session);
+        } else {
+            self.turn.push_back(session.clone());
+        }
+        Some((Ticket { session, request }, affinity))
+    }
+
+    fn remove(&mut self, ticket: &Ticket) {
+        let Some(waiting) = self.by_session.get_mut(&ticket.session) else {
+            return;
+        };
+        let before = waiting.len();
+        waiting.retain(|(request, _)| *request != ticket.request);
+        self.len -= before - waiting.len();
+        if waiting.is_empty() {
+            self.by_session.remove(&ticket.session);
+            self.turn.retain(|session| *session != ticket.session);
+        }
+    }
+
+    /// How many are taken before this one, if every session fits.
+    fn before(&self, ticket: &Ticket) -> Option<usize> {
+        let own = self.by_session.get(&ticket.session)?;
+        let place = own.iter().position(|(request, _)| *request == ticket.request)?;
+        let turn = self.turn.iter().position(|session| *session == ticket.session)?;
+        let others = self.turn.iter().enumerate().filter(|(at, _)| *at != turn);
+        let before = others.map(|(at, session)| {
+            let rounds = if at < turn { place + 1 } else { place };
+            self.by_session.get(session).map_or(0, VecDeque::len).min(rounds)
+        });
+        Some(place + before.sum::<usize>())
+    }
+}
+
+/// Who had the last request with a key. The oldest key is forgotten when there are too many.
+#[derive(Debug, Default)]
+struct Affinity {
+    workers: HashMap<Str, WorkerKey>,
+    order: VecDeque<Str>,
+}
+
+impl Affinity {
+    fn get(&self, key: &str) -> Option<WorkerKey> {
+        self.workers.get(key).copied()
+    }
+
+    fn set(&mut self, key: &Str, worker: WorkerKey, limit: usize) {
+        if key.is_empty() {
+            return;
+        }
+        if let Some(known) = self.workers.get_mut(key) {
+            *known = worker;
+            return;
+        }
+        if self.order.len() >= limit.max(1)
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.workers.remove(&oldest);
+        }
+        let key = key.detached();
+        self.order.push_back(key.clone());
+        self.workers.insert(key, worker);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Role {
     workers: Vec<Worker>,
-    waiting: VecDeque<Ticket>,
+    queue: Queue,
+    affinity: Affinity,
+}
+
+/// How much dispatch keeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds {
+    /// Requests that wait for one role.
+    pub waiting: usize,
+    /// Affinity keys of one role.
+    pub affinity_keys: usize,
 }
 
 /// All roles, with their workers and queues.
@@ -67,32 +217,36 @@ struct Role {
 pub struct Dispatch {
     roles: HashMap<Str, Role>,
     served: HashMap<WorkerKey, Str>,
-    max_waiting: usize,
+    bounds: Bounds,
 }
 
 impl Dispatch {
-    /// No workers yet; at most so many requests wait for a role.
-    pub fn new(max_waiting: usize) -> Self {
+    /// No workers yet.
+    pub fn new(bounds: Bounds) -> Self {
         Self {
-            max_waiting,
+            bounds,
             ..Self::default()
         }
     }
 
-    /// A worker offers itself, or changes its offer. The requests that it gets at once.
+    /// A worker offers itself, changes its offer, or is back. The requests that it gets at once.
     pub fn register(&mut self, key: WorkerKey, offer: Offer) -> Vec<Ticket> {
         let name = offer.role.detached();
         self.served.insert(key, name.clone());
         let role = self.roles.entry(name).or_default();
         match role.workers.iter_mut().find(|worker| worker.key == key) {
-            Some(worker) => worker.offer = offer,
+            Some(worker) => {
+                worker.offer = offer;
+                worker.contact = Contact::Here;
+            }
             None => role.workers.push(Worker {
                 key,
                 offer,
+                contact: Contact::Here,
                 in_flight: 0,
             }),
         }
-        role.fill(key)
+        role.fill(key, self.bounds)
     }
 
     /// A worker is gone. What it held is the sessions' to end.
@@ -104,54 +258,79 @@ impl Dispatch {
         self.forget_if_unused(&name);
     }
 
+    fn worker(&mut self, key: WorkerKey) -> Option<(&mut Role, usize)> {
+        let role = self.roles.get_mut(self.served.get(&key)?)?;
+        let at = role.workers.iter().position(|worker| worker.key == key)?;
+        Some((role, at))
+    }
+
+    /// A worker can be reached, or not any more. The requests that it gets at once.
+    pub fn contact(&mut self, key: WorkerKey, contact: Contact) -> Vec<Ticket> {
+        let bounds = self.bounds;
+        let Some((role, at)) = self.worker(key) else {
+            return Vec::new();
+        };
+        role.workers[at].contact = contact;
+        role.fill(key, bounds)
+    }
+
+    /// A worker is to take nothing new; whether there is such a worker.
+    pub fn drain(&mut self, key: WorkerKey) -> bool {
+        let worker = self.worker(key);
+        worker
+            .map(|(role, at)| role.workers[at].offer.draining = true)
+            .is_some()
+    }
+
+    /// What a worker offers, whether it can be reached, and how many requests it has.
+    pub fn describe(&self, key: WorkerKey) -> Option<(&Offer, Contact, u32)> {
+        let role = self.roles.get(self.served.get(&key)?)?;
+        let worker = role.workers.iter().find(|worker| worker.key == key)?;
+        Some((&worker.offer, worker.contact, worker.in_flight))
+    }
+
     /// A request wants a worker.
-    pub fn submit(&mut self, ticket: Ticket, name: &Str, prefer: Option<WorkerKey>) -> Result<Placed, Refusal> {
+    pub fn submit(&mut self, ticket: Ticket, name: &Str, wish: Wish) -> Result<Placed, Refusal> {
+        let bounds = self.bounds;
         let role = match self.roles.get_mut(name) {
             Some(role) => role,
             None => self.roles.entry(name.detached()).or_default(),
         };
-        if let Some(worker) = role.choose(&ticket.session, prefer) {
-            worker.in_flight += 1;
-            return Ok(Placed::With(worker.key));
+        if let Some(key) = role.choose(&ticket.session, &wish) {
+            role.affinity.set(&wish.affinity, key, bounds.affinity_keys);
+            return Ok(Placed::With(key));
         }
-        if role.waiting.len() >= self.max_waiting {
+        if role.queue.len >= bounds.waiting {
             return Err(Refusal::new(
                 Reason::TooManyWaiting,
                 format!(
                     "{} requests wait for the role {name}, the most that may",
-                    self.max_waiting
+                    bounds.waiting
                 ),
             )
-            .with("limit", self.max_waiting.to_string()));
+            .with("limit", bounds.waiting.to_string()));
         }
-        role.waiting.push_back(ticket);
+        role.queue.push(ticket, wish.affinity);
         Ok(Placed::Waiting)
     }
 
     /// A waiting request needs no worker any more.
     pub fn withdraw(&mut self, ticket: &Ticket, name: &str) {
         if let Some(role) = self.roles.get_mut(name) {
-            role.waiting.retain(|waiting| waiting != ticket);
+            role.queue.remove(ticket);
         }
         self.forget_if_unused(name);
     }
 
     /// A worker is done with a request. The requests that it gets instead.
     pub fn release(&mut self, key: WorkerKey) -> Vec<Ticket> {
-        let Some(name) = self.served.get(&key) else {
+        let bounds = self.bounds;
+        let Some((role, at)) = self.worker(key) else {
             return Vec::new();
         };
-        let Some(role) = self.roles.get_mut(name) else {
-            return Vec::new();
-        };
-        if let Some(worker) = role.workers.iter_mut().find(|worker| worker.key == key) {
-            worker.in_flight = worker.in_flight.saturating_sub(1);
-        }
-        if role.waiting.is_empty() {
-            Vec::new()
-        } else {
-            role.fill(key)
-        }
+        let worker = &mut role.workers[at];
+        worker.in_flight = worker.in_flight.saturating_sub(1);
+        role.fill(key, bounds)
     }
 
     /// Whether some worker serves the role for the session, with room or without.
@@ -163,14 +342,40 @@ impl Dispatch {
 
     /// How many requests wait for the role.
     pub fn waiting(&self, name: &str) -> usize {
-        self.roles.get(name).map_or(0, |role| role.waiting.len())
+        self.roles.get(name).map_or(0, |role| role.queue.len)
+    }
+
+    /// How many requests are handed out before this one, if every worker serves every session; nothing if it does not wait.
+    pub fn before(&self, name: &str, ticket: &Ticket) -> Option<usize> {
+        self.roles.get(name)?.queue.before(ticket)
+    }
+
+    /// The workers of the role, as the session sees them.
+    pub fn counts(&self, name: &str, session: &str) -> Counts {
+        let mut counts = Counts::default();
+        for worker in self.roles.get(name).into_iter().flat_map(|role| &role.workers) {
+            counts.total += 1;
+            if !worker.serves(session) {
+                continue;
+            }
+            counts.serving += 1;
+            let kind = match worker.contact {
+                Contact::Silent => &mut counts.silent,
+                Contact::Away => &mut counts.away,
+                Contact::Here if worker.offer.draining => &mut counts.draining,
+                Contact::Here if worker.room() == 0 => &mut counts.full,
+                Contact::Here => &mut counts.free,
+            };
+            *kind += 1;
+        }
+        counts
     }
 
     fn forget_if_unused(&mut self, name: &str) {
         if self
             .roles
             .get(name)
-            .is_some_and(|role| role.workers.is_empty() && role.waiting.is_empty())
+            .is_some_and(|role| role.workers.is_empty() && role.queue.len == 0)
         {
             self.roles.remove(name);
         }
@@ -178,30 +383,35 @@ impl Dispatch {
 }
 
 impl Role {
-    fn choose(&mut self, session: &str, prefer: Option<WorkerKey>) -> Option<&mut Worker> {
+    /// The worker that gets a request of the session now, if one can take it.
+    fn choose(&mut self, session: &str, wish: &Wish) -> Option<WorkerKey> {
         let fits = |worker: &Worker| worker.room() > 0 && worker.serves(session);
-        let preferred = prefer.and_then(|key| self.workers.iter().position(|worker| worker.key == key && fits(worker)));
+        let wanted = match wish.affinity.is_empty() {
+            true => wish.worker,
+            false => self.affinity.get(&wish.affinity),
+        };
+        let preferred = wanted.and_then(|key| self.workers.iter().position(|worker| worker.key == key && fits(worker)));
         let at = preferred.or_else(|| {
             let with_room = self.workers.iter().enumerate().filter(|(_, worker)| fits(worker));
             with_room.max_by_key(|(_, worker)| worker.room()).map(|(at, _)| at)
         })?;
-        self.workers.get_mut(at)
+        let worker = &mut self.workers[at];
+        worker.in_flight += 1;
+        Some(worker.key)
     }
 
-    /// Gives a worker what waits, oldest first, for as long as it has room.
-    fn fill(&mut self, key: WorkerKey) -> Vec<Ticket> {
-        let Some(worker) = self.workers.iter_mut().find(|worker| worker.key == key) else {
-            return Vec::new();
-        };
+    /// Gives a worker what waits, for as long as it has room.
+    fn fill(&mut self, key: WorkerKey, bounds: Bounds) -> Vec<Ticket> {
         let mut given = Vec::new();
-        let mut at = 0;
-        while worker.room() > 0 && at < self.waiting.len() {
-            if worker.serves(&self.waiting[at].session) {
-                worker.in_flight += 1;
-                given.extend(self.waiting.remove(at));
-            } else {
-                at += 1;
-            }
+        let Some(worker) = self.workers.iter_mut().find(|worker| worker.key == key) else {
+            return given;
+        };
+        while worker.room() > 0
+            && let Some((ticket, affinity)) = self.queue.take(|session| worker.serves(session))
+        {
+            worker.in_flight += 1;
+            self.affinity.set(&affinity, key, bounds.affinity_keys);
+            given.push(ticket);
         }
         given
     }
@@ -229,12 +439,29 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::ConnectionId;
 
     fn key(connection: u64) -> WorkerKey {
-        WorkerKey {
-            connection: ConnectionId(connection),
-            slot: 0,
+        WorkerKey(connection)
+    }
+
+    fn dispatch(waiting: usize) -> Dispatch {
+        Dispatch::new(Bounds {
+            waiting,
+            affinity_keys: 2,
+        })
+    }
+
+    fn wish(worker: u64) -> Wish {
+        Wish {
+            worker: Some(key(worker)),
+            affinity: Str::EMPTY,
+        }
+    }
+
+    fn alike(affinity: &str) -> Wish {
+        Wish {
+            worker: None,
+            affinity: affinity.into(),
         }
     }
 
@@ -251,6 +478,7 @@ mod tests {
             role: "brain".into(),
             sessions,
             max_in_flight,
+            draining: false,
         }
     }
 
@@ -274,24 +502,30 @@ mod tests {
 
     #[test]
     fn the_most_room_then_the_same_worker_again() {
-        let mut dispatch = Dispatch::new(10);
+        let mut dispatch = dispatch(10);
         dispatch.register(key(1), offer(&[], 2));
         dispatch.register(key(2), offer(&[], 3));
         let role = Str::from("brain");
-        let first = dispatch.submit(ticket("s", "1"), &role, None);
+        let first = dispatch.submit(ticket("s", "1"), &role, Wish::default());
         assert_eq!(first, Ok(Placed::With(key(2))));
-        let again = dispatch.submit(ticket("s", "2"), &role, Some(key(2)));
+        let again = dispatch.submit(ticket("s", "2"), &role, wish(2));
         assert_eq!(again, Ok(Placed::With(key(2))));
     }
 
     #[test]
     fn waits_in_order_for_one_that_may_work_for_the_session() {
-        let mut dispatch = Dispatch::new(2);
+        let mut dispatch = dispatch(2);
         let role = Str::from("brain");
         dispatch.register(key(1), offer(&["other"], 5));
-        assert_eq!(dispatch.submit(ticket("a", "1"), &role, None), Ok(Placed::Waiting));
-        assert_eq!(dispatch.submit(ticket("b", "2"), &role, None), Ok(Placed::Waiting));
-        let full = dispatch.submit(ticket("c", "3"), &role, None).unwrap_err();
+        assert_eq!(
+            dispatch.submit(ticket("a", "1"), &role, Wish::default()),
+            Ok(Placed::Waiting)
+        );
+        assert_eq!(
+            dispatch.submit(ticket("b", "2"), &role, Wish::default()),
+            Ok(Placed::Waiting)
+        );
+        let full = dispatch.submit(ticket("c", "3"), &role, Wish::default()).unwrap_err();
         assert_eq!(full.reason, Reason::TooManyWaiting);
         assert!(!dispatch.is_served("brain", "a"));
         let given = dispatch.register(key(2), offer(&[], 1));
@@ -302,12 +536,92 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_of_roles_that_nobody_uses() {
-        let mut dispatch = Dispatch::new(10);
+        let mut dispatch = dispatch(10);
         let role = Str::from("brain");
-        dispatch.submit(ticket("a", "1"), &role, None).unwrap();
+        dispatch.submit(ticket("a", "1"), &role, Wish::default()).unwrap();
         dispatch.withdraw(&ticket("a", "1"), "brain");
         dispatch.register(key(1), offer(&[], 1));
         dispatch.unregister(key(1));
         assert!(dispatch.roles.is_empty() && dispatch.served.is_empty());
+    }
+
+    #[test]
+    fn sessions_take_turns() {
+        let mut dispatch = dispatch(10);
+        let role = Str::from("brain");
+        for (session, request) in [("a", "1"), ("a", "2"), ("a", "3"), ("b", "4"), ("c", "5"), ("c", "6")] {
+            dispatch
+                .submit(ticket(session, request), &role, Wish::default())
+                .unwrap();
+        }
+        let expected = [("a", "1"), ("b", "4"), ("c", "5"), ("a", "2"), ("c", "6"), ("a", "3")];
+        for (before, (session, request)) in expected.into_iter().enumerate() {
+            assert_eq!(
+                dispatch.before("brain", &ticket(session, request)),
+                Some(before),
+                "{request}"
+            );
+        }
+        dispatch.register(key(1), offer(&[], 1));
+        for (session, request) in &expected[1..] {
+            assert_eq!(dispatch.release(key(1)), [ticket(session, request)]);
+        }
+        assert_eq!(dispatch.before("brain", &ticket("a", "3")), None);
+        assert_eq!(dispatch.waiting("brain"), 0);
+    }
+
+    #[test]
+    fn the_same_key_goes_to_the_same_worker() {
+        let mut dispatch = dispatch(10);
+        let role = Str::from("brain");
+        dispatch.register(key(1), offer(&[], 3));
+        dispatch.register(key(2), offer(&[], 9));
+        dispatch.submit(ticket("a", "1"), &role, wish(1)).unwrap();
+        assert_eq!(
+            dispatch.submit(ticket("a", "2"), &role, alike("k")),
+            Ok(Placed::With(key(2)))
+        );
+        dispatch.register(key(3), offer(&[], 99));
+        assert_eq!(
+            dispatch.submit(ticket("b", "3"), &role, alike("k")),
+            Ok(Placed::With(key(2)))
+        );
+        for other in ["l", "m"] {
+            assert_eq!(
+                dispatch.submit(ticket("b", other), &role, alike(other)),
+                Ok(Placed::With(key(3)))
+            );
+        }
+        assert_eq!(
+            dispatch.submit(ticket("c", "4"), &role, alike("k")),
+            Ok(Placed::With(key(3))),
+            "the oldest key is forgotten"
+        );
+    }
+
+    #[test]
+    fn who_cannot_be_reached_or_drains_gets_nothing() {
+        let mut dispatch = dispatch(10);
+        let role = Str::from("brain");
+        dispatch.register(key(1), offer(&[], 1));
+        for (contact, kind) in [(Contact::Silent, "silent"), (Contact::Away, "away")] {
+            assert_eq!(dispatch.contact(key(1), contact), []);
+            assert_eq!(
+                dispatch.submit(ticket("s", kind), &role, Wish::default()),
+                Ok(Placed::Waiting)
+            );
+            assert_eq!(dispatch.contact(key(1), Contact::Here), [ticket("s", kind)]);
+            assert_eq!(dispatch.release(key(1)), []);
+        }
+        assert!(dispatch.drain(key(1)) && !dispatch.drain(key(9)));
+        assert_eq!(
+            dispatch.submit(ticket("s", "1"), &role, Wish::default()),
+            Ok(Placed::Waiting)
+        );
+        let counts = dispatch.counts("brain", "s");
+        assert_eq!((counts.total, counts.serving, counts.draining), (1, 1, 1));
+        assert_eq!(dispatch.register(key(1), offer(&["s"], 1)), [ticket("s", "1")]);
+        assert_eq!(dispatch.counts("brain", "other").serving, 0);
+        assert_eq!(dispatch.counts("brain", "s").full, 1);
     }
 }

@@ -26,23 +26,19 @@ use crate::error::{Reason, Refusal};
 use crate::frame::Str;
 use crate::limits::Limits;
 
+pub use crate::limits::Concurrency;
 pub use members::{Member, Seat};
-pub use requests::{Cause, Due, Opened};
-use requests::{Phase, Request, Requests};
-use window::{Key, Window};
+use requests::{Cancelling, Phase, Request, Requests};
+pub use requests::{Cause, Due, Ended, Loss, Opened, Outcome, Remaining, Stage, Terms};
+use window::{Key, Seen, Window};
 
 /// Which connection; never used twice in the life of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// Which worker: a connection, in its capacity as one that serves a role.
+/// Which worker: one that serves a role, by whatever connection it came last; never used twice in the life of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorkerKey {
-    /// The connection.
-    pub connection: ConnectionId,
-    /// Told apart from the connection's other roles.
-    pub slot: u32,
-}
+pub struct WorkerKey(pub u64);
 
 /// What time it is, by the clock that never jumps and by the calendar.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +65,8 @@ pub struct Post<'a> {
     pub sender: &'a Str,
     /// The frame's id; may be empty, but for a request.
     pub id: &'a Str,
+    /// A digest of what it says; of no account without an id.
+    pub substance: u64,
     /// What it is.
     pub kind: Kind<'a>,
 }
@@ -87,10 +85,8 @@ pub enum Kind<'a> {
     Request {
         /// The role.
         role: &'a Str,
-        /// How long it may wait for a worker.
-        accept: Duration,
-        /// How long it may take in all.
-        total: Duration,
+        /// How it is to be carried out.
+        terms: &'a Terms,
     },
     /// From a worker, for a request.
     Reply(Reply<'a>),
@@ -107,11 +103,12 @@ pub struct Reply<'a> {
     pub attempt: u32,
     /// The place that the sender named.
     pub index: Option<u32>,
-    /// Whether the request ends here.
-    pub last: bool,
+    /// How the request ends here, if it does.
+    pub last: Option<Outcome>,
 }
 
 /// What is to become of a posted frame.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart where it is made")]
 #[derive(Debug)]
 pub enum Verdict {
     /// It goes to the log.
@@ -134,9 +131,9 @@ pub struct Plan {
     pub attempt: u32,
     /// Of chunks and final replies: the place in the reply.
     pub index: Option<u32>,
-    /// Of replies: as what the connection served.
-    pub slot: Option<u32>,
-    key: Option<Key>,
+    /// Of replies: as which worker the connection sent it.
+    pub worker: Option<WorkerKey>,
+    key: Option<(Key, u64)>,
     change: Change,
 }
 
@@ -146,16 +143,54 @@ enum Change {
     Open {
         request: Str,
         role: Str,
-        accept: Duration,
-        total: Duration,
+        asker: Str,
+        terms: Box<Terms>,
     },
     Chunk {
         request: Str,
+    },
+    Restart {
+        request: Str,
+        cause: Cause,
     },
     End {
         request: Str,
         cause: Cause,
     },
+}
+
+impl Plan {
+    /// The cause by which the request ends or begins again, if it does.
+    pub fn cause(&self) -> Option<Cause> {
+        match self.change {
+            Change::End { cause, .. } | Change::Restart { cause, .. } => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// Whether the request begins again.
+    pub fn restarts(&self) -> bool {
+        matches!(self.change, Change::Restart { .. })
+    }
+
+    /// Whether it opens a request.
+    pub fn opens(&self) -> bool {
+        matches!(self.change, Change::Open { .. })
+    }
+}
+
+/// What a cancel did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// There is no worker to be asked, or no time: the request is to be ended now.
+    Now,
+    /// Its worker is to end it.
+    Asked(Vec<Effect>),
+}
+
+enum Known {
+    New(Option<(Key, u64)>),
+    Duplicate(u64),
 }
 
 /// What has to be done outside.
@@ -169,6 +204,8 @@ pub enum Effect {
         role: Str,
         /// The worker that had the session's last request for the role.
         prefer: Option<WorkerKey>,
+        /// What it has in common with others that should go to the same worker; may be empty.
+        affinity: Str,
     },
     /// The request does not need a worker any more.
     Withdraw {
@@ -182,6 +219,15 @@ pub enum Effect {
         /// The worker.
         worker: WorkerKey,
     },
+    /// The request is over: what was said in answer to it lies between these places of the log.
+    Fold {
+        /// The request.
+        request: Str,
+        /// Its own place.
+        from: u64,
+        /// Its end's.
+        to: u64,
+    },
     /// The worker is to stop working on the request.
     Stop {
         /// The worker.
@@ -189,8 +235,19 @@ pub enum Effect {
         /// The request.
         request: Str,
         /// Why.
-        cause: Cause,
+        why: Stop,
     },
+}
+
+/// Why a worker is to stop working on a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It is over.
+    Ended(Cause),
+    /// It is another worker's now, or will be.
+    Superseded,
+    /// It was cancelled: the worker has this long to end it.
+    Cancelled(Duration),
 }
 
 /// Where a reader wants to begin.
@@ -337,10 +394,10 @@ impl<F> Session<F> {
         if let Kind::Reply(reply) = post.kind {
             return self.plan_reply(post, reply);
         }
-        let key = (!post.id.is_empty()).then(|| Key::new(post.sender, post.id));
-        if let Some(seq) = key.as_ref().and_then(|key| self.seen.get(key)) {
-            return Ok(Verdict::Duplicate { seq, index: None });
-        }
+        let key = match self.look_up(post)? {
+            Known::New(key) => key,
+            Known::Duplicate(seq) => return Ok(Verdict::Duplicate { seq, index: None }),
+        };
         self.check_open()?;
         let change = match &post.kind {
             Kind::Event | Kind::Reply(_) => Change::None,
@@ -353,13 +410,13 @@ impl<F> Session<F> {
                 }
                 Change::None
             }
-            Kind::Request { role, accept, total } => {
-                self.check_request(post.id)?;
+            Kind::Request { role, terms } => {
+                self.check_request(post.id, role, terms)?;
                 Change::Open {
                     request: post.id.clone(),
                     role: (*role).clone(),
-                    accept: *accept,
-                    total: *total,
+                    asker: post.sender.clone(),
+                    terms: Box::new((*terms).clone()),
                 }
             }
         };
@@ -367,10 +424,29 @@ impl<F> Session<F> {
             seq: self.head + 1,
             attempt: 0,
             index: None,
-            slot: None,
+            worker: None,
             key,
             change,
         }))
+    }
+
+    /// Whether a frame with this id was seen before, and said the same.
+    fn look_up(&self, post: &Post<'_>) -> Result<Known, Refusal> {
+        if post.id.is_empty() {
+            return Ok(Known::New(None));
+        }
+        let key = Key::new(post.sender, post.id);
+        match self.seen.get(&key) {
+            None => Ok(Known::New(Some((key, post.substance)))),
+            Some(seen) if seen.substance == post.substance => Ok(Known::Duplicate(seen.seq)),
+            Some(seen) => {
+                let text = format!(
+                    "frame {} of this sender, at {}, says something else; use a new id",
+                    post.id, seen.seq
+                );
+                Err(Refusal::new(Reason::IdReused, text).with("seq", seen.seq.to_string()))
+            }
+        }
     }
 
     fn plan_reply(&self, post: &Post<'_>, reply: Reply<'_>) -> Result<Verdict, Refusal> {
@@ -378,19 +454,11 @@ impl<F> Session<F> {
             Some(open) => open,
             None => return Err(self.no_such_request(reply.request)),
         };
-        let Phase::Assigned {
-            worker,
-            attempt,
-            chunks,
-            last_seq,
-        } = open.phase
-        else {
-            return Err(not_yours(reply.request));
+        let hold = open.answering(reply)?;
+        let (chunks, last_seq) = match open.phase {
+            Phase::Started { chunks, last_seq, .. } => (chunks, last_seq),
+            _ => (0, open.seq),
         };
-        if worker.connection != reply.connection {
-            return Err(not_yours(reply.request));
-        }
-        check_attempt(reply, attempt)?;
         match reply.index {
             Some(index) if index < chunks => {
                 return Ok(Verdict::Duplicate {
@@ -407,40 +475,36 @@ impl<F> Session<F> {
             }
             _ => {}
         }
-        let key = (!post.id.is_empty()).then(|| Key::new(post.sender, post.id));
-        if let Some(seq) = key.as_ref().and_then(|key| self.seen.get(key)) {
-            return Ok(Verdict::Duplicate { seq, index: None });
-        }
+        let key = match self.look_up(post)? {
+            Known::New(key) => key,
+            Known::Duplicate(seq) => return Ok(Verdict::Duplicate { seq, index: None }),
+        };
         let request = reply.request.clone();
         let change = match reply.last {
-            true => Change::End {
+            Some(outcome) => Change::End {
                 request,
-                cause: Cause::Answered,
+                cause: Cause::Answered(outcome),
             },
-            false => Change::Chunk { request },
+            None => Change::Chunk { request },
         };
         Ok(Verdict::Append(Plan {
             seq: self.head + 1,
-            attempt,
+            attempt: hold.attempt,
             index: Some(chunks),
-            slot: Some(worker.slot),
+            worker: Some(hold.worker),
             key,
             change,
         }))
     }
 
-    /// Whether the connection may send an ephemeral reply to the request; its attempt, and as what the connection serves.
-    pub fn check_ephemeral_reply(&self, reply: Reply<'_>) -> Result<(u32, u32), Refusal> {
+    /// A reply that is not logged, a note of progress: its attempt, and as which worker the connection sent it.
+    pub fn note_reply(&mut self, reply: Reply<'_>, now: Instant) -> Result<(u32, WorkerKey), Refusal> {
         let Some(open) = self.requests.get(reply.request) else {
             return Err(self.no_such_request(reply.request));
         };
-        match open.phase {
-            Phase::Assigned { worker, attempt, .. } if worker.connection == reply.connection => {
-                check_attempt(reply, attempt)?;
-                Ok((attempt, worker.slot))
-            }
-            _ => Err(not_yours(reply.request)),
-        }
+        let hold = open.answering(reply)?;
+        self.requests.progress(reply.request, now);
+        Ok((hold.attempt, hold.worker))
     }
 
     /// Whether frames may be sent, and to whom. For frames that do not go to the log.
@@ -455,27 +519,33 @@ impl<F> Session<F> {
         }
     }
 
-    /// What the end of a request by the gateway would do. Changes nothing.
-    pub fn plan_end(&self, request: &str, cause: Cause) -> Result<Plan, Refusal> {
+    /// What the end of a request by the gateway would do, or the end of its attempt. Changes nothing. There is no plan for a
+    /// cause that does not apply any more: a time that is not up, a worker that does not have the request.
+    pub fn plan_end(&self, request: &str, cause: Cause, now: Instant) -> Result<Option<Plan>, Refusal> {
         let Some((name, open)) = self.requests.entry(request) else {
             return Err(self.no_such_request(request));
         };
-        let (attempt, index) = match open.phase {
-            Phase::Waiting { .. } => (0, None),
-            Phase::Assigned { attempt, chunks, .. } => (attempt, Some(chunks)),
+        if !open.admits(cause, now) {
+            return Ok(None);
+        }
+        let hold = open.hold();
+        let request = name.clone();
+        let (attempt, index, change) = match open.fate(cause) {
+            None => (open.attempts + 1, None, Change::Restart { request, cause }),
+            Some(cause) => {
+                let attempt = hold.map_or(0, |hold| hold.attempt);
+                let index = hold.map(|_| open.chunks());
+                (attempt, index, Change::End { request, cause })
+            }
         };
-        let change = Change::End {
-            request: name.clone(),
-            cause,
-        };
-        Ok(Plan {
+        Ok(Some(Plan {
             seq: self.head + 1,
             attempt,
             index,
-            slot: None,
+            worker: None,
             key: None,
             change,
-        })
+        }))
     }
 
     /// The plan's frame is in the log, whose first seq is now `first`. `kept` is what to keep with the request that the frame
@@ -488,96 +558,205 @@ impl<F> Session<F> {
         );
         self.head = plan.seq;
         self.first = first;
-        if let Some(key) = plan.key {
-            self.seen.insert(key.detached(), plan.seq, self.limits.dedup_ids);
+        if let Some((key, substance)) = plan.key {
+            let seen = Seen {
+                seq: plan.seq,
+                substance,
+            };
+            self.seen.insert(key.detached(), seen, self.limits.dedup_ids);
         }
         match plan.change {
             Change::None => Vec::new(),
             Change::Open {
                 request,
                 role,
-                accept,
-                total,
+                asker,
+                terms,
             } => {
-                let prefer = self.requests.sticky(&role);
-                self.requests.open(
-                    request.clone(),
-                    Request {
-                        seq: plan.seq,
-                        role: role.clone(),
-                        accepted_at: now.wall,
-                        total_until: now.mono + total,
-                        phase: Phase::Waiting {
-                            until: now.mono + accept.min(total),
-                        },
-                        attempts: 0,
-                        kept,
-                    },
-                );
-                vec![Effect::Submit { request, role, prefer }]
+                let queued = terms.concurrency == Concurrency::Queue && !self.requests.of_role(&role).is_empty();
+                let opened = Request {
+                    seq: plan.seq,
+                    role,
+                    asker,
+                    accepted_at: now.wall,
+                    changed_at: now.wall,
+                    total_until: now.mono + terms.total,
+                    phase_until: Some(now.mono + terms.accept),
+                    phase: if queued { Phase::Queued } else { Phase::Waiting },
+                    cancelling: None,
+                    gone_until: None,
+                    attempts: 0,
+                    past: Vec::new(),
+                    terms,
+                    kept,
+                };
+                self.requests.open(request.clone(), opened);
+                if queued { Vec::new() } else { self.submit(request) }
             }
             Change::Chunk { request } => {
-                self.requests.chunk(&request, plan.seq);
+                self.requests.chunk(&request, plan.seq, now);
                 Vec::new()
             }
-            Change::End { request, cause } => self.end(request, cause),
+            Change::Restart { request, .. } => {
+                let hold = self.requests.get(&request).and_then(Request::hold);
+                self.requests.begin_again(&request, now);
+                let mut effects = self.submit(request.clone());
+                if let Some(hold) = hold {
+                    effects.extend(stop(hold.worker, request, Stop::Superseded));
+                }
+                effects
+            }
+            Change::End { request, cause } => self.end(request, cause, plan.seq, now),
         }
     }
 
-    fn end(&mut self, request: Str, cause: Cause) -> Vec<Effect> {
-        let Some(open) = self.requests.close(&request, self.limits.ended_requests) else {
+    fn submit(&self, request: Str) -> Vec<Effect> {
+        let Some(open) = self.requests.get(&request) else {
             return Vec::new();
         };
-        match open.phase {
-            Phase::Waiting { .. } => vec![Effect::Withdraw {
+        vec![Effect::Submit {
+            role: open.role.clone(),
+            prefer: self.requests.sticky(&open.role),
+            affinity: open.terms.affinity.clone(),
+            request,
+        }]
+    }
+
+    fn end(&mut self, request: Str, cause: Cause, seq: u64, now: Now) -> Vec<Effect> {
+        let ended = (cause.outcome(), seq, now.wall);
+        let Some(open) = self.requests.close(&request, ended, self.limits.ended_requests) else {
+            return Vec::new();
+        };
+        let fold = (open.attempts > 0 && seq > 0).then(|| Effect::Fold {
+            request: request.clone(),
+            from: open.seq,
+            to: seq,
+        });
+        let mut effects = match (open.phase, cause) {
+            (Phase::Queued, _) => Vec::new(),
+            (Phase::Waiting, _) => vec![Effect::Withdraw {
                 request,
-                role: open.role,
+                role: open.role.clone(),
             }],
-            Phase::Assigned { worker, .. } if cause.stops_worker() => {
-                vec![Effect::Stop { worker, request, cause }, Effect::Release { worker }]
+            (Phase::Assigned(hold) | Phase::Started { hold, .. }, Cause::Answered(_)) => {
+                vec![Effect::Release { worker: hold.worker }]
             }
-            Phase::Assigned { worker, .. } => vec![Effect::Release { worker }],
+            (Phase::Assigned(hold) | Phase::Started { hold, .. }, _) => {
+                stop(hold.worker, request, Stop::Ended(cause)).into()
+            }
+        };
+        if let Some(next) = self.requests.next_in_turn(&open.role, now) {
+            effects.extend(self.submit(next));
+        }
+        effects.extend(fold);
+        effects
+    }
+
+    /// The worker that was chosen for a waiting request could not be reached.
+    pub fn submit_again(&self, request: &str) -> Vec<Effect> {
+        match self.requests.entry(request) {
+            Some((id, open)) if matches!(open.phase, Phase::Waiting) => self.submit(id.clone()),
+            _ => Vec::new(),
         }
     }
 
     /// Ends a request without a word in the log, because the log itself ends.
-    pub fn abandon(&mut self, request: &Str, cause: Cause) -> Vec<Effect> {
-        self.end(request.clone(), cause)
+    pub fn abandon(&mut self, request: &Str, cause: Cause, now: Now) -> Vec<Effect> {
+        self.end(request.clone(), cause, 0, now)
     }
 
-    /// The requests that are due by `now`, to be ended one by one by `plan_end`. One that was due for want of a worker may have
-    /// got one by then: see `is_waiting`.
+    /// Somebody wants the request to end: its worker, if it has one, is given `grace` to do it.
+    pub fn cancel(&mut self, request: &str, message: &str, grace: Duration, now: Now) -> Result<Cancelled, Refusal> {
+        let Some((id, open)) = self.requests.entry(request) else {
+            return Err(self.no_such_request(request));
+        };
+        let Some(hold) = open.hold().filter(|_| grace > Duration::ZERO) else {
+            return Ok(Cancelled::Now);
+        };
+        let stop = Effect::Stop {
+            worker: hold.worker,
+            request: id.clone(),
+            why: Stop::Cancelled(grace),
+        };
+        let cancelling = Cancelling {
+            until: now.mono + grace,
+            message: message.to_owned(),
+        };
+        self.requests.cancel(request, cancelling, now);
+        Ok(Cancelled::Asked(vec![stop]))
+    }
+
+    /// What was said when the request was cancelled, if it was.
+    pub fn cancel_message(&self, request: &str) -> Option<&str> {
+        let cancelling = self.requests.get(request)?.cancelling.as_ref()?;
+        Some(&cancelling.message)
+    }
+
+    /// The open requests for a role that a new one takes the place of.
+    pub fn rivals(&self, role: &str) -> Vec<Str> {
+        let rivals = self.requests.of_role(role);
+        rivals.into_iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The requests that are due by `now`, to be ended one by one by `plan_end`, which looks again.
     pub fn due(&mut self, now: Instant) -> Vec<(Str, Due)> {
         self.requests.due(now)
     }
 
-    /// The worker was chosen for the request: the attempt to hand it as, or nothing if the request needs none any more.
-    pub fn assign(&mut self, request: &str, worker: WorkerKey) -> Option<u32> {
-        self.requests.assign(request, worker)
+    /// The worker was chosen for the request, and is reached by the connection: the attempt to hand it as, or nothing if the
+    /// request needs none any more.
+    pub fn assign(&mut self, request: &str, worker: WorkerKey, connection: ConnectionId, now: Now) -> Option<u32> {
+        self.requests.assign(request, worker, connection, now)
     }
 
-    /// The role that an open request is for.
-    pub fn role_of(&self, request: &str) -> Option<&Str> {
-        self.requests.get(request).map(|open| &open.role)
+    /// A worker came back by another connection, and says that it still works on the request: how many chunks there are, or
+    /// nothing if it does not have it.
+    pub fn resume(&mut self, request: &str, worker: WorkerKey, connection: ConnectionId, attempt: u32) -> Option<u32> {
+        self.requests.resume(request, worker, connection, attempt)
+    }
+
+    /// The connections by which a member asked without joining are gone.
+    pub fn asker_gone(&mut self, name: &str, now: Instant) {
+        self.requests.asker(name, Some(now));
+    }
+
+    /// An open request, as others see it.
+    pub fn opened(&self, request: &str) -> Option<Opened<'_>> {
+        self.requests.opened(request)
+    }
+
+    /// A request that is over, unless that was long ago.
+    pub fn ended(&self, request: &str) -> Option<&Ended> {
+        self.requests.ended(request)
+    }
+
+    /// The request of the session that this one waits for.
+    pub fn behind(&self, request: &str) -> Option<&Str> {
+        let open = self.requests.get(request)?;
+        matches!(open.phase, Phase::Queued).then_some(())?;
+        let before = self.requests.of_role(&open.role);
+        before
+            .into_iter()
+            .map(|(id, _)| id)
+            .take_while(|id| **id != *request)
+            .last()
     }
 
     /// Whether the request is open, and no worker has it.
     pub fn is_waiting(&self, request: &str) -> bool {
         self.requests
             .get(request)
-            .is_some_and(|open| matches!(open.phase, Phase::Waiting { .. }))
+            .is_some_and(|open| matches!(open.phase, Phase::Waiting))
     }
 
-    /// The requests that the connection holds as a worker.
-    pub fn held_by(&self, connection: ConnectionId) -> Vec<Str> {
-        self.requests.held_by(connection)
+    /// The requests that the worker holds.
+    pub fn held_by(&self, worker: WorkerKey) -> Vec<Str> {
+        self.requests.held_by(worker)
     }
 
-    /// How much of a request's total time is left.
-    pub fn remaining(&self, request: &str, now: Instant) -> Option<Duration> {
-        self.requests
-            .get(request)
-            .map(|open| open.total_until.saturating_duration_since(now))
+    /// What remains of an open request's times.
+    pub fn remaining(&self, request: &str, now: Instant) -> Option<Remaining> {
+        self.requests.get(request).map(|open| open.remaining(now))
     }
 
     /// Where a reader that wants `start` begins.
@@ -626,6 +805,7 @@ impl<F> Session<F> {
             )
             .with("limit", self.limits.members.to_string()));
         }
+        self.requests.asker(&member.name, None);
         Ok(Entry {
             begin,
             replaced: self.members.insert(member),
@@ -633,8 +813,10 @@ impl<F> Session<F> {
     }
 
     /// The connection is no member any more. Nothing happens if another one has its name by now.
-    pub fn leave(&mut self, name: &str, seat: Seat) -> Option<Member> {
-        self.members.remove(name, seat)
+    pub fn leave(&mut self, name: &str, seat: Seat, now: Instant) -> Option<Member> {
+        let member = self.members.remove(name, seat)?;
+        self.requests.asker(name, Some(now));
+        Some(member)
     }
 
     /// Change the metadata; both lists have been checked.
@@ -670,7 +852,7 @@ impl<F> Session<F> {
         }
     }
 
-    fn check_request(&self, id: &Str) -> Result<(), Refusal> {
+    fn check_request(&self, id: &Str, role: &str, terms: &Terms) -> Result<(), Refusal> {
         if self.requests.get(id).is_some() {
             return Err(Refusal::new(
                 Reason::RequestIdInUse,
@@ -687,12 +869,19 @@ impl<F> Session<F> {
             )
             .with("limit", self.limits.open_requests.to_string()));
         }
+        if terms.concurrency == Concurrency::Reject
+            && let Some((other, _)) = self.requests.of_role(role).first()
+        {
+            let text =
+                format!("request {other} of the session is open for the role {role}; wait for its end, or cancel it");
+            return Err(Refusal::new(Reason::SessionBusy, text).with("request_id", other.to_string()));
+        }
         Ok(())
     }
 
     /// Whether the request is over, or was never heard of.
     pub fn no_such_request(&self, request: &str) -> Refusal {
-        if self.requests.has_ended(request) {
+        if self.requests.ended(request).is_some() {
             Refusal::new(
                 Reason::RequestEnded,
                 format!("request {request} is over; what is sent for it reaches nobody"),
@@ -706,20 +895,40 @@ impl<F> Session<F> {
     }
 }
 
-fn check_attempt(reply: Reply<'_>, attempt: u32) -> Result<(), Refusal> {
-    if reply.attempt == 0 || reply.attempt == attempt {
-        return Ok(());
+impl<F> Request<F> {
+    /// Who holds the request, if the reply is from there.
+    fn answering(&self, reply: Reply<'_>) -> Result<requests::Hold, Refusal> {
+        let superseded = |text: String| Refusal::new(Reason::Superseded, text);
+        match self.hold() {
+            Some(hold) if hold.connection == reply.connection => {
+                // One that had an earlier attempt too may be speaking of that.
+                let silent_is_now = !self.past.contains(&reply.connection);
+                match reply.attempt {
+                    0 if silent_is_now => Ok(hold),
+                    0 => Err(superseded(format!(
+                        "this connection had an earlier attempt of request {}: say `attempt` {}, if it is that one",
+                        reply.request, hold.attempt
+                    ))),
+                    theirs if theirs == hold.attempt => Ok(hold),
+                    theirs => Err(superseded(format!(
+                        "the request is at attempt {}, the reply is of attempt {theirs}",
+                        hold.attempt
+                    ))),
+                }
+            }
+            _ if self.past.contains(&reply.connection) => Err(superseded(format!(
+                "request {} is another worker's now; what is sent for it from here reaches nobody",
+                reply.request
+            ))),
+            _ => Err(Refusal::new(
+                Reason::NotYourRequest,
+                format!("request {} is not held by this connection", reply.request),
+            )),
+        }
     }
-    let text = format!(
-        "the request is at attempt {attempt}, the reply is of attempt {}",
-        reply.attempt
-    );
-    Err(Refusal::new(Reason::Superseded, text))
 }
 
-fn not_yours(request: &str) -> Refusal {
-    Refusal::new(
-        Reason::NotYourRequest,
-        format!("request {request} is not held by this connection"),
-    )
+/// The worker is done with the request, and is to know why.
+fn stop(worker: WorkerKey, request: Str, why: Stop) -> [Effect; 2] {
+    [Effect::Stop { worker, request, why }, Effect::Release { worker }]
 }

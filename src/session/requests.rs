@@ -1,27 +1,83 @@
-//! The requests of a session that have not ended, and the names of some that have.
+//! The requests of a session: the life of each that has not ended, and how some ended.
+//!
+//! ```text
+//! Queued ──▶ Waiting ──▶ Assigned ──▶ Started ──▶ ended: Completed | Failed | Cancelled | Expired
+//!               ▲            │           │
+//!               └────────────┴───────────┘  the worker was lost, and the policy allows another attempt
+//! ```
+//!
+//! From each phase a request may end. `Phase` carries what only that phase has; `Request::overdue` says which of its times
+//! is up. Nothing here decides who works on what: that is dispatch's.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::{ConnectionId, WorkerKey};
+use super::{ConnectionId, Now, WorkerKey};
 use crate::error::Reason;
 use crate::frame::Str;
+use crate::limits::Concurrency;
 
-/// Why a request ended.
+/// How a request is to be carried out.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// How long it may wait for a worker, each time.
+    pub accept: Duration,
+    /// How long a worker may take to its first chunk.
+    pub first_chunk: Option<Duration>,
+    /// How long it may take from one chunk to the next.
+    pub idle: Option<Duration>,
+    /// How long it may take in all.
+    pub total: Duration,
+    /// What happens when its worker is lost.
+    pub loss: Loss,
+    /// How many workers may try.
+    pub max_attempts: u32,
+    /// How long the member that asked may be gone, if that matters.
+    pub gone: Option<Duration>,
+    /// What requests have in common that should go to the same worker; may be empty.
+    pub affinity: Str,
+    /// How it gets along with others of its session for the same role.
+    pub concurrency: Concurrency,
+}
+
+/// What happens to a request when its worker is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// It ends.
+    Fail,
+    /// It is handed on if nothing was said yet, and else ends.
+    RetryIfSilent,
+    /// It begins again.
+    Restart,
+}
+
+/// Why a request ended, or its attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Its worker's final reply.
-    Answered,
+    Answered(Outcome),
     /// A member cancelled it.
     Cancelled,
+    /// The member that asked was gone for too long.
+    AskerGone,
+    /// Another request took its place.
+    Replaced,
     /// There was no worker.
     NoWorker,
     /// No worker had room.
     AcceptTimeout,
+    /// Its worker said nothing.
+    FirstChunkTimeout,
+    /// Its worker said nothing more.
+    IdleTimeout,
     /// It took too long.
     TotalTimeout,
-    /// Its worker went away.
-    WorkerLost,
+    /// This worker, which held it, went away.
+    WorkerLost(WorkerKey),
+    /// This worker, which held it, showed no life.
+    LeaseExpired(WorkerKey),
+    /// The last worker that might try was lost.
+    AttemptsExhausted,
     /// Too many requests waited for its role.
     TooManyWaiting,
     /// Its session was closed.
@@ -36,28 +92,75 @@ impl Cause {
     /// As the error that the session is told; nothing for an answer.
     pub fn reason(self) -> Option<Reason> {
         Some(match self {
-            Cause::Answered => return None,
-            Cause::Cancelled => Reason::RequestCancelled,
+            Cause::Answered(_) => return None,
+            Cause::Cancelled | Cause::SessionClosed => Reason::RequestCancelled,
+            Cause::AskerGone => Reason::AskerGone,
+            Cause::Replaced => Reason::RequestReplaced,
             Cause::NoWorker => Reason::NoWorker,
             Cause::AcceptTimeout => Reason::AcceptTimeout,
+            Cause::FirstChunkTimeout => Reason::FirstChunkTimeout,
+            Cause::IdleTimeout => Reason::IdleTimeout,
             Cause::TotalTimeout => Reason::TotalTimeout,
-            Cause::WorkerLost => Reason::WorkerLost,
+            Cause::WorkerLost(_) => Reason::WorkerLost,
+            Cause::LeaseExpired(_) => Reason::LeaseExpired,
+            Cause::AttemptsExhausted => Reason::AttemptsExhausted,
             Cause::TooManyWaiting => Reason::TooManyWaiting,
-            Cause::SessionClosed => Reason::RequestCancelled,
             Cause::SessionDeleted => Reason::SessionDeleted,
             Cause::Shutdown => Reason::Shutdown,
         })
     }
 
-    /// Whether it ends only requests that no worker has.
-    pub fn needs_waiting(self) -> bool {
-        matches!(self, Cause::NoWorker | Cause::AcceptTimeout)
+    /// How a request ends by it.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Cause::Answered(outcome) => outcome,
+            Cause::Cancelled | Cause::AskerGone | Cause::SessionClosed => Outcome::Cancelled,
+            Cause::AcceptTimeout | Cause::FirstChunkTimeout | Cause::IdleTimeout | Cause::TotalTimeout => {
+                Outcome::Expired
+            }
+            Cause::Replaced
+            | Cause::NoWorker
+            | Cause::WorkerLost(_)
+            | Cause::LeaseExpired(_)
+            | Cause::AttemptsExhausted
+            | Cause::TooManyWaiting
+            | Cause::SessionDeleted
+            | Cause::Shutdown => Outcome::Failed,
+        }
     }
 
-    /// Whether a worker that holds the request has to be told.
-    pub(super) fn stops_worker(self) -> bool {
-        !matches!(self, Cause::Answered | Cause::WorkerLost)
+    /// The worker whose loss it is.
+    pub(super) fn lost(self) -> Option<WorkerKey> {
+        match self {
+            Cause::WorkerLost(worker) | Cause::LeaseExpired(worker) => Some(worker),
+            _ => None,
+        }
     }
+
+    /// The time that must be up for it.
+    fn due(self) -> Option<Due> {
+        Some(match self {
+            Cause::NoWorker | Cause::AcceptTimeout => Due::Accept,
+            Cause::FirstChunkTimeout => Due::FirstChunk,
+            Cause::IdleTimeout => Due::Idle,
+            Cause::TotalTimeout => Due::Total,
+            Cause::AskerGone => Due::AskerGone,
+            _ => return None,
+        })
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With an answer.
+    Completed,
+    /// With an error.
+    Failed,
+    /// Because somebody wanted it so.
+    Cancelled,
+    /// Because a time was up.
+    Expired,
 }
 
 /// Which of its times a request has used up.
@@ -65,8 +168,31 @@ impl Cause {
 pub enum Due {
     /// The time to wait for a worker.
     Accept,
+    /// The time to the first chunk.
+    FirstChunk,
+    /// The time between chunks.
+    Idle,
     /// All of it.
     Total,
+    /// What the worker had to end it by itself, once cancelled.
+    Cancel,
+    /// What the member that asked could be gone.
+    AskerGone,
+}
+
+/// Where an open request is, as others see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for its turn in the session.
+    Queued,
+    /// It waits for a worker.
+    Waiting,
+    /// A worker has it.
+    Assigned,
+    /// A worker has begun to answer.
+    Started,
+    /// A worker has been told to stop.
+    Cancelling,
 }
 
 /// An open request, as others see it.
@@ -78,43 +204,214 @@ pub struct Opened<'a> {
     pub seq: u64,
     /// Its role.
     pub role: &'a Str,
-    /// Since when.
+    /// Since when it is in the log.
     pub accepted_at: SystemTime,
+    /// Where it is.
+    pub stage: Stage,
+    /// Since when it is there.
+    pub changed_at: SystemTime,
+    /// Who has it.
+    pub worker: Option<WorkerKey>,
     /// Which attempt a worker is at; 0 while it waits.
     pub attempt: u32,
     /// How many chunks that attempt has brought.
     pub chunks: u32,
 }
 
-#[derive(Debug)]
-pub(super) struct Request<F> {
+/// A request that is over.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Its id.
+    pub id: Str,
+    /// How.
+    pub outcome: Outcome,
+    /// Where the log has its end; 0 if it has none.
     pub seq: u64,
-    pub role: Str,
-    pub accepted_at: SystemTime,
-    pub total_until: Instant,
-    pub phase: Phase,
-    pub attempts: u32,
-    pub kept: F,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// What remains of a request's times, where they run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remaining {
+    /// To get a worker.
+    pub accept: Option<Duration>,
+    /// To the first chunk.
+    pub first_chunk: Option<Duration>,
+    /// To the next chunk.
+    pub idle: Option<Duration>,
+    /// In all.
+    pub total: Duration,
+}
+
+/// Who has a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hold {
+    pub worker: WorkerKey,
+    /// The one that it was handed over, or that the worker came back by.
+    pub connection: ConnectionId,
+    pub attempt: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Phase {
+    /// Others of its session come first.
+    Queued,
     /// No worker has it.
-    Waiting { until: Instant },
-    /// A worker has it. `chunks` is also the index of the next one; `last_seq` is where the last one is.
-    Assigned {
-        worker: WorkerKey,
-        attempt: u32,
-        chunks: u32,
-        last_seq: u64,
-    },
+    Waiting,
+    /// A worker has it, and has said nothing of this attempt.
+    Assigned(Hold),
+    /// A worker is at it. `chunks` is also the index of the next one; `last_seq` is where the last one is.
+    Started { hold: Hold, chunks: u32, last_seq: u64 },
+}
+
+#[derive(Debug)]
+pub(super) struct Cancelling {
+    pub until: Instant,
+    pub message: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Request<F> {
+    pub seq: u64,
+    pub role: Str,
+    pub asker: Str,
+    pub terms: Box<Terms>,
+    pub accepted_at: SystemTime,
+    pub total_until: Instant,
+    pub phase: Phase,
+    /// Since when it is in its phase.
+    pub changed_at: SystemTime,
+    /// Until when it may be in its phase.
+    pub phase_until: Option<Instant>,
+    pub cancelling: Option<Cancelling>,
+    pub gone_until: Option<Instant>,
+    pub attempts: u32,
+    /// Connections that held it before: what they still send is fenced off.
+    pub past: Vec<ConnectionId>,
+    pub kept: F,
 }
 
 impl<F> Request<F> {
-    fn next_deadline(&self) -> Instant {
+    pub fn hold(&self) -> Option<Hold> {
         match self.phase {
-            Phase::Waiting { until } => until.min(self.total_until),
-            Phase::Assigned { .. } => self.total_until,
+            Phase::Queued | Phase::Waiting => None,
+            Phase::Assigned(hold) | Phase::Started { hold, .. } => Some(hold),
+        }
+    }
+
+    pub fn chunks(&self) -> u32 {
+        match self.phase {
+            Phase::Started { chunks, .. } => chunks,
+            _ => 0,
+        }
+    }
+
+    pub fn stage(&self) -> Stage {
+        match self.phase {
+            _ if self.cancelling.is_some() => Stage::Cancelling,
+            Phase::Queued => Stage::Queued,
+            Phase::Waiting => Stage::Waiting,
+            Phase::Assigned(_) => Stage::Assigned,
+            Phase::Started { .. } => Stage::Started,
+        }
+    }
+
+    fn deadlines(&self) -> [(Option<Instant>, Due); 4] {
+        let of_phase = match self.phase {
+            Phase::Queued | Phase::Waiting => Due::Accept,
+            Phase::Assigned(_) => Due::FirstChunk,
+            Phase::Started { .. } => Due::Idle,
+        };
+        [
+            (self.cancelling.as_ref().map(|cancelling| cancelling.until), Due::Cancel),
+            (Some(self.total_until), Due::Total),
+            (self.gone_until, Due::AskerGone),
+            (self.phase_until, of_phase),
+        ]
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let set = self.deadlines().into_iter().filter_map(|(until, _)| until);
+        set.min().unwrap_or(self.total_until)
+    }
+
+    fn overdue(&self, now: Instant) -> Option<Due> {
+        let up = |(until, _): &(Option<Instant>, Due)| until.is_some_and(|until| until <= now);
+        self.deadlines().into_iter().find(up).map(|(_, due)| due)
+    }
+
+    /// Whether the cause applies to the request as it is now: what was due may have been answered since, a worker that was
+    /// lost may not have had it any more.
+    pub fn admits(&self, cause: Cause, now: Instant) -> bool {
+        match (cause.lost(), cause.due()) {
+            (Some(worker), _) => self.hold().is_some_and(|hold| hold.worker == worker),
+            (None, Some(due)) => {
+                let up = |(until, what): (Option<Instant>, Due)| what == due && until.is_some_and(|until| until <= now);
+                self.deadlines().into_iter().any(up)
+            }
+            (None, None) => true,
+        }
+    }
+
+    /// What becomes of it by a cause that applies: another attempt, or its end by this cause.
+    pub fn fate(&self, cause: Cause) -> Option<Cause> {
+        if cause.lost().is_none() {
+            return Some(cause);
+        }
+        let again = match self.terms.loss {
+            Loss::Fail => false,
+            Loss::RetryIfSilent => self.chunks() == 0,
+            Loss::Restart => true,
+        };
+        match (again, self.attempts < self.terms.max_attempts) {
+            _ if self.cancelling.is_some() => Some(Cause::Cancelled),
+            (true, true) => None,
+            (true, false) => Some(Cause::AttemptsExhausted),
+            (false, _) => Some(cause),
+        }
+    }
+
+    pub fn remaining(&self, now: Instant) -> Remaining {
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let of_phase = self.phase_until.map(left);
+        let (mut accept, mut first_chunk, mut idle) = (None, None, None);
+        match self.phase {
+            Phase::Queued | Phase::Waiting => accept = of_phase,
+            Phase::Assigned(_) => first_chunk = of_phase,
+            Phase::Started { .. } => idle = of_phase,
+        }
+        Remaining {
+            accept,
+            first_chunk,
+            idle,
+            total: left(self.total_until),
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now: Now) {
+        let span = match phase {
+            Phase::Queued | Phase::Waiting => Some(self.terms.accept),
+            Phase::Assigned(_) => self.terms.first_chunk,
+            Phase::Started { .. } => self.terms.idle,
+        };
+        self.phase = phase;
+        self.changed_at = now.wall;
+        self.phase_until = span.map(|span| now.mono + span);
+    }
+
+    fn opened<'a>(&'a self, id: &'a Str) -> Opened<'a> {
+        let hold = self.hold();
+        Opened {
+            id,
+            seq: self.seq,
+            role: &self.role,
+            accepted_at: self.accepted_at,
+            stage: self.stage(),
+            changed_at: self.changed_at,
+            worker: hold.map(|hold| hold.worker),
+            attempt: hold.map_or(0, |hold| hold.attempt),
+            chunks: self.chunks(),
         }
     }
 }
@@ -122,7 +419,7 @@ impl<F> Request<F> {
 #[derive(Debug)]
 pub(super) struct Requests<F> {
     open: HashMap<Str, Request<F>>,
-    ended: VecDeque<Str>,
+    ended: VecDeque<Ended>,
     sticky: Vec<(Str, WorkerKey)>,
     /// Never later than the earliest deadline; it may be earlier, since ends do not move it.
     earliest: Option<Instant>,
@@ -141,6 +438,8 @@ impl<F> Default for Requests<F> {
 
 /// How many roles a session remembers the last worker of.
 const STICKY_ROLES: usize = 16;
+/// How many earlier holders of a request are told that they were superseded, rather than that it is not theirs.
+const PAST: usize = 16;
 
 impl<F> Requests<F> {
     pub fn len(&self) -> usize {
@@ -159,8 +458,8 @@ impl<F> Requests<F> {
         self.earliest
     }
 
-    pub fn has_ended(&self, request: &str) -> bool {
-        self.ended.iter().any(|ended| ended == request)
+    pub fn ended(&self, request: &str) -> Option<&Ended> {
+        self.ended.iter().rev().find(|ended| ended.id == *request)
     }
 
     pub fn sticky(&self, role: &str) -> Option<WorkerKey> {
@@ -170,51 +469,157 @@ impl<F> Requests<F> {
             .map(|(_, worker)| *worker)
     }
 
-    pub fn open(&mut self, id: Str, request: Request<F>) {
-        let deadline = request.next_deadline();
+    fn wake_at(&mut self, deadline: Instant) {
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+    }
+
+    pub fn open(&mut self, id: Str, request: Request<F>) {
+        self.wake_at(request.next_deadline());
         self.open.insert(id, request);
     }
 
-    pub fn chunk(&mut self, request: &str, seq: u64) {
-        if let Some(Request {
-            phase: Phase::Assigned { chunks, last_seq, .. },
-            ..
-        }) = self.open.get_mut(request)
-        {
-            *chunks += 1;
-            *last_seq = seq;
-        }
+    /// The open requests for a role, oldest first.
+    pub fn of_role(&self, role: &str) -> Vec<(&Str, &Request<F>)> {
+        let mut open: Vec<_> = self.open.iter().filter(|(_, open)| open.role == role).collect();
+        open.sort_unstable_by_key(|(_, open)| open.seq);
+        open
     }
 
-    pub fn close(&mut self, request: &str, remember: usize) -> Option<Request<F>> {
+    /// Changes an open request by `act`, and looks after its deadlines.
+    fn change<T>(&mut self, request: &str, act: impl FnOnce(&mut Request<F>) -> T) -> Option<T> {
+        let open = self.open.get_mut(request)?;
+        let done = act(open);
+        let deadline = open.next_deadline();
+        self.wake_at(deadline);
+        Some(done)
+    }
+
+    pub fn chunk(&mut self, request: &str, seq: u64, now: Now) {
+        self.change(request, |open| match &mut open.phase {
+            Phase::Started { chunks, last_seq, .. } => {
+                *chunks += 1;
+                *last_seq = seq;
+                open.phase_until = open.terms.idle.map(|idle| now.mono + idle);
+            }
+            Phase::Assigned(hold) => {
+                let started = Phase::Started {
+                    hold: *hold,
+                    chunks: 1,
+                    last_seq: seq,
+                };
+                open.enter(started, now);
+            }
+            Phase::Queued | Phase::Waiting => {}
+        });
+    }
+
+    /// The worker said something that is no chunk.
+    pub fn progress(&mut self, request: &str, now: Instant) {
+        self.change(request, |open| {
+            if let Phase::Started { .. } = open.phase {
+                open.phase_until = open.terms.idle.map(|idle| now + idle);
+            }
+        });
+    }
+
+    pub fn close(&mut self, request: &str, ended: (Outcome, u64, SystemTime), remember: usize) -> Option<Request<F>> {
         let (id, open) = self.open.remove_entry(request)?;
         if self.ended.len() >= remember {
             self.ended.pop_front();
         }
-        self.ended.push_back(id.detached());
+        let (outcome, seq, at) = ended;
+        self.ended.push_back(Ended {
+            id: id.detached(),
+            outcome,
+            seq,
+            at,
+        });
         if self.open.is_empty() {
             self.earliest = None;
         }
         Some(open)
     }
 
-    pub fn assign(&mut self, request: &str, worker: WorkerKey) -> Option<u32> {
-        let open = self.open.get_mut(request)?;
-        if let Phase::Assigned { .. } = open.phase {
+    /// The first of the role that waited for its turn, if it has come.
+    pub fn next_in_turn(&mut self, role: &str, now: Now) -> Option<Str> {
+        let (id, first) = self.of_role(role).into_iter().next()?;
+        if !matches!(first.phase, Phase::Queued) {
             return None;
         }
-        open.attempts += 1;
-        open.phase = Phase::Assigned {
-            worker,
-            attempt: open.attempts,
-            chunks: 0,
-            last_seq: open.seq,
-        };
-        let attempt = open.attempts;
-        let role = open.role.clone();
+        let id = id.clone();
+        self.change(&id, |open| {
+            // The time to wait for a worker has run since the beginning.
+            let until = open.phase_until;
+            open.enter(Phase::Waiting, now);
+            open.phase_until = until;
+        });
+        Some(id)
+    }
+
+    pub fn assign(&mut self, request: &str, worker: WorkerKey, connection: ConnectionId, now: Now) -> Option<u32> {
+        let open = self.open.get(request)?;
+        if !matches!(open.phase, Phase::Waiting) {
+            return None;
+        }
+        let (attempt, role) = (open.attempts + 1, open.role.clone());
+        self.change(request, |open| {
+            open.attempts = attempt;
+            let hold = Hold {
+                worker,
+                connection,
+                attempt,
+            };
+            open.enter(Phase::Assigned(hold), now);
+        });
         self.stick(role, worker);
         Some(attempt)
+    }
+
+    /// The holder is lost: the request waits for another one.
+    pub fn begin_again(&mut self, request: &str, now: Now) {
+        self.change(request, |open| {
+            if let Some(hold) = open.hold() {
+                open.fence(hold.connection);
+            }
+            open.enter(Phase::Waiting, now);
+        });
+    }
+
+    /// The worker came back by another connection; how many chunks there are.
+    pub fn resume(&mut self, request: &str, worker: WorkerKey, connection: ConnectionId, attempt: u32) -> Option<u32> {
+        let open = self.open.get_mut(request)?;
+        let was = open.hold()?;
+        if was.worker != worker || was.attempt != attempt {
+            return None;
+        }
+        if let Phase::Assigned(hold) | Phase::Started { hold, .. } = &mut open.phase {
+            hold.connection = connection;
+        }
+        open.fence(was.connection);
+        Some(open.chunks())
+    }
+
+    /// Its worker is to end it by itself until then.
+    pub fn cancel(&mut self, request: &str, cancelling: Cancelling, now: Now) {
+        self.change(request, |open| {
+            open.changed_at = now.wall;
+            match &mut open.cancelling {
+                Some(before) => before.until = before.until.min(cancelling.until),
+                none => *none = Some(cancelling),
+            }
+        });
+    }
+
+    /// The member that asked is gone, or back.
+    pub fn asker(&mut self, name: &str, gone_at: Option<Instant>) {
+        let mut wake = None;
+        for open in self.open.values_mut().filter(|open| open.asker == *name) {
+            open.gone_until = gone_at.and_then(|at| Some(at + open.terms.gone?));
+            wake = wake.into_iter().chain(open.gone_until).min();
+        }
+        if let Some(at) = wake {
+            self.wake_at(at);
+        }
     }
 
     fn stick(&mut self, role: Str, worker: WorkerKey) {
@@ -233,57 +638,40 @@ impl<F> Requests<F> {
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return Vec::new();
         }
-        let due = self
-            .open
-            .iter()
-            .filter(|(_, open)| open.next_deadline() <= now)
-            .map(|(id, open)| {
-                let due = if open.total_until <= now {
-                    Due::Total
-                } else {
-                    Due::Accept
-                };
-                (id.clone(), due)
-            })
-            .collect();
-        self.earliest = self.open.values().map(Request::next_deadline).min();
+        let overdue = |(id, open): (&Str, &Request<F>)| Some((id.clone(), open.overdue(now)?));
+        let due = self.open.iter().filter_map(overdue).collect();
+        // Those that are due now are ended, or tried again by the caller.
+        let later = self.open.values().map(Request::next_deadline).filter(|at| *at > now);
+        self.earliest = later.min();
         due
     }
 
-    pub fn held_by(&self, connection: ConnectionId) -> Vec<Str> {
-        self.open
-            .iter()
-            .filter(|(_, open)| matches!(open.phase, Phase::Assigned { worker, .. } if worker.connection == connection))
-            .map(|(id, _)| id.clone())
-            .collect()
+    pub fn held_by(&self, worker: WorkerKey) -> Vec<Str> {
+        let held = |open: &Request<F>| open.hold().is_some_and(|hold| hold.worker == worker);
+        let found = self.open.iter().filter(|(_, open)| held(open));
+        found.map(|(id, _)| id.clone()).collect()
     }
 
     pub fn ids(&self) -> Vec<Str> {
-        let mut ids: Vec<_> = self.open.iter().map(|(id, open)| (open.seq, id.clone())).collect();
-        ids.sort_unstable_by_key(|(seq, _)| *seq);
-        ids.into_iter().map(|(_, id)| id).collect()
+        self.list().iter().map(|open| open.id.clone()).collect()
     }
 
     pub fn list(&self) -> Vec<Opened<'_>> {
-        let mut list: Vec<_> = self
-            .open
-            .iter()
-            .map(|(id, open)| {
-                let (attempt, chunks) = match open.phase {
-                    Phase::Waiting { .. } => (0, 0),
-                    Phase::Assigned { attempt, chunks, .. } => (attempt, chunks),
-                };
-                Opened {
-                    id,
-                    seq: open.seq,
-                    role: &open.role,
-                    accepted_at: open.accepted_at,
-                    attempt,
-                    chunks,
-                }
-            })
-            .collect();
+        let mut list: Vec<_> = self.open.iter().map(|(id, open)| open.opened(id)).collect();
         list.sort_unstable_by_key(|open| open.seq);
         list
+    }
+
+    pub fn opened(&self, request: &str) -> Option<Opened<'_>> {
+        self.entry(request).map(|(id, open)| open.opened(id))
+    }
+}
+
+impl<F> Request<F> {
+    fn fence(&mut self, connection: ConnectionId) {
+        if self.past.len() >= PAST {
+            self.past.remove(0);
+        }
+        self.past.push(connection);
     }
 }

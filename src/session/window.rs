@@ -1,4 +1,4 @@
-//! What was seen before: the ids that dedup remembers.
+//! What was seen before: the ids that dedup remembers, and what the frames said.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -28,25 +28,34 @@ impl Key {
     }
 }
 
-/// The newest keys and their seqs; the oldest is forgotten when there are too many.
+/// A frame that was seen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// Where it is in the log.
+    pub seq: u64,
+    /// A digest of what it says.
+    pub substance: u64,
+}
+
+/// The newest keys; the oldest is forgotten when there are too many.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    seqs: HashMap<Key, u64>,
+    seen: HashMap<Key, Seen>,
     order: VecDeque<Key>,
 }
 
 impl Window {
-    pub fn get(&self, key: &Key) -> Option<u64> {
-        self.seqs.get(key).copied()
+    pub fn get(&self, key: &Key) -> Option<Seen> {
+        self.seen.get(key).copied()
     }
 
-    pub fn insert(&mut self, key: Key, seq: u64, limit: usize) {
+    pub fn insert(&mut self, key: Key, seen: Seen, limit: usize) {
         while self.order.len() >= limit.max(1) {
             if let Some(oldest) = self.order.pop_front() {
-                self.seqs.remove(&oldest);
+                self.seen.remove(&oldest);
             }
         }
         self.order.push_back(key.clone());
-        self.seqs.insert(key, seq);
+        self.seen.insert(key, seen);
     }
 }

@@ -15,8 +15,10 @@ use crate::error::{Reason, Refusal};
 use crate::router::{Form, Link, Router};
 
 mod calls;
+mod operators;
 
 pub use calls::Calls;
+pub use operators::Operators;
 
 /// The generated server of the stream.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -191,7 +191,10 @@ async fn publishing_and_reading_frames() {
         assert_eq!((published.seq, published.duplicate), (at, false));
     }
     let again = sessions
-        .publish(publish(text("s", "7", "again")))
+        .publish(publish(Frame {
+            r#type: "other".into(),
+            ..text("s", "7", "7")
+        }))
         .await
         .unwrap()
         .into_inner();

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -19,6 +19,7 @@ use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 use twinspan::config::Config;
 use twinspan::error::Reason;
+use twinspan::frame::pb::admin_client::AdminClient;
 use twinspan::frame::pb::sessions_client::SessionsClient;
 use twinspan::frame::{Body, Control, Frame, Payload, Rules, Str, Types, pb};
 use twinspan::log::Log;
@@ -120,22 +121,40 @@ impl Gateway {
 
     /// A worker with one role.
     pub async fn worker(&self, face: Face, role: &str, max_in_flight: u32) -> Peer {
-        let mut peer = self.peer(face).await;
         let serve = pb::Serve {
             role: role.to_owned(),
             max_in_flight,
             ..pb::Serve::default()
         };
-        peer.control("", Control::Serve(serve)).await;
-        peer.until("serving", |frame| {
-            matches!(control(frame), Some(Control::Serving(_))).then_some(())
-        })
-        .await;
-        peer
+        self.serving(face, serve).await.0
+    }
+
+    /// A worker, and its `Serving`.
+    pub async fn serving(&self, face: Face, serve: pb::Serve) -> (Peer, pb::Serving) {
+        let mut peer = self.peer(face).await;
+        let serving = peer.serve(serve).await;
+        (peer, serving)
+    }
+
+    pub async fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel().await)
+    }
+
+    /// Where a request is.
+    pub async fn why(&self, session: &str, request: &str) -> pb::WhyResponse {
+        let why = pb::WhyRequest {
+            session_id: session.to_owned(),
+            request_id: request.to_owned(),
+        };
+        self.sessions().await.why(why).await.unwrap().into_inner()
     }
 
     async fn grpc(&self) -> Peer {
-        let mut client = tonic::client::Grpc::new(self.channel().await);
+        let tasks = Tasks::default();
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint = endpoint.executor(tasks.clone());
+        let channel = patiently("a gRPC connection", endpoint.connect()).await.unwrap();
+        let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.unwrap();
         let (send, frames) = mpsc::unbounded_channel::<Frame>();
         let path = http::uri::PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
@@ -148,6 +167,7 @@ impl Gateway {
             wire: Wire::Grpc {
                 send: Some(send),
                 frames: answer.into_inner(),
+                tasks,
             },
             types: Types::default(),
         }
@@ -210,11 +230,22 @@ enum Wire {
     Grpc {
         send: Option<mpsc::UnboundedSender<Frame>>,
         frames: Streaming<Frame>,
+        tasks: Tasks,
     },
     WebSocket {
         socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
         binary: bool,
     },
+}
+
+/// The tasks of a gRPC connection; without them, its socket is closed.
+#[derive(Clone, Default)]
+struct Tasks(Arc<Mutex<Vec<JoinHandle<()>>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.0.lock().unwrap().push(tokio::spawn(task));
+    }
 }
 
 /// How a connection ended.
@@ -364,6 +395,44 @@ impl Peer {
         .await
     }
 
+    pub async fn serve(&mut self, serve: pb::Serve) -> pb::Serving {
+        self.control("", Control::Serve(serve)).await;
+        self.until("serving", |frame| match control(frame) {
+            Some(Control::Serving(serving)) => Some(serving.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next request that is handed to this worker.
+    pub async fn handed(&mut self) -> Frame {
+        self.until("a request", |frame| {
+            (frame.attempt > 0 && frame.reply_to.is_empty()).then(|| frame.clone())
+        })
+        .await
+    }
+
+    /// The next Cancel that this worker is sent.
+    pub async fn stopped(&mut self) -> pb::Cancel {
+        self.until("a cancel", |frame| match control(frame) {
+            Some(Control::Cancel(cancel)) => Some(cancel.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Loses the connection, as when a cable is pulled: the gateway is not told goodbye.
+    pub async fn cut(self) {
+        if let Wire::Grpc { tasks, .. } = &self.wire {
+            let tasks: Vec<_> = tasks.0.lock().unwrap().drain(..).collect();
+            // The connection is the first of them: none of the others may take its leave before.
+            for task in tasks {
+                task.abort();
+                drop(task.await);
+            }
+        }
+    }
+
     pub async fn join(&mut self, session: &str, join: pb::Join) -> pb::Joined {
         self.control(session, Control::Join(join)).await;
         self.until("joined", |frame| match control(frame) {
@@ -411,6 +480,15 @@ impl Peer {
             })
             .await;
         (text, last)
+    }
+
+    /// Takes its leave, and is gone.
+    pub async fn goodbye(mut self) {
+        match &mut self.wire {
+            Wire::Grpc { send, .. } => drop(send.take()),
+            Wire::WebSocket { socket, .. } => SinkExt::close(socket).await.unwrap(),
+        }
+        self.ended().await;
     }
 
     /// Says that nothing more will be sent.
@@ -475,24 +553,32 @@ pub fn request(session: &str, id: &str, role_name: &str) -> Frame {
     to(payload(session, id, r#"{"q":"?"}"#), role(role_name))
 }
 
+/// So many milliseconds; 0 for none.
+pub fn ms(ms: i64) -> Option<prost_types::Duration> {
+    (ms > 0).then(|| prost_types::Duration {
+        seconds: ms / 1000,
+        nanos: (ms % 1000) as i32 * 1_000_000,
+    })
+}
+
 /// A request with its timeouts in milliseconds; 0 for the default.
 pub fn hasty(frame: Frame, accept: i64, total: i64) -> Frame {
-    let time = |ms: i64| {
-        (ms > 0).then(|| prost_types::Duration {
-            seconds: ms / 1000,
-            nanos: (ms % 1000) as i32 * 1_000_000,
-        })
-    };
     let timeouts = pb::Timeouts {
-        accept: time(accept),
-        total: time(total),
+        accept: ms(accept),
+        total: ms(total),
         ..pb::Timeouts::default()
     };
+    let options = pb::RequestOptions {
+        timeouts: Some(timeouts),
+        ..pb::RequestOptions::default()
+    };
+    with(frame, options)
+}
+
+/// A request with options.
+pub fn with(frame: Frame, options: pb::RequestOptions) -> Frame {
     Frame {
-        options: Some(Box::new(pb::RequestOptions {
-            timeouts: Some(timeouts),
-            ..pb::RequestOptions::default()
-        })),
+        options: Some(Box::new(options)),
         ..frame
     }
 }

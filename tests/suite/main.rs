@@ -6,6 +6,7 @@
 mod calls;
 mod drain;
 mod edges;
+mod endings;
 mod folding;
 mod harness;
 mod protojson;

@@ -1,5 +1,7 @@
 //! Requests and workers.
 
+use std::time::Duration;
+
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Control, Frame, pb};
 
@@ -26,26 +28,15 @@ scenarios! {
     a_worker_that_reads_nothing_is_let_go
 }
 
-async fn handed(worker: &mut Peer) -> Frame {
-    worker
-        .until("a request", |frame| {
-            (frame.attempt > 0 && frame.reply_to.is_empty()).then(|| frame.clone())
-        })
-        .await
-}
-
-async fn stopped(worker: &mut Peer) -> pb::Cancel {
-    worker
-        .until("a cancel", |frame| match control(frame) {
-            Some(Control::Cancel(cancel)) => Some(cancel.clone()),
-            _ => None,
-        })
-        .await
-}
-
 async fn cancel(peer: &mut Peer, request: &str) -> pb::CancelOutcome {
+    cancel_within(peer, request, 60_000).await
+}
+
+/// Has a request cancelled, and gives its worker so many milliseconds.
+async fn cancel_within(peer: &mut Peer, request: &str, grace: u64) -> pb::CancelOutcome {
     let cancel = pb::Cancel {
         request_id: request.to_owned(),
+        grace: prost_types::Duration::try_from(Duration::from_millis(grace)).ok(),
         ..pb::Cancel::default()
     };
     peer.control("s", Control::Cancel(cancel)).await;
@@ -62,7 +53,7 @@ async fn an_answer_is_streamed(one: Face, other: Face) {
     let mut ann = gateway.member(one, "s", "ann").await;
     let mut bob = gateway.member(other, "s", "bob").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     assert_eq!(
         (asked.id.as_str(), asked.session_id.as_str(), asked.attempt),
         ("q", "s", 1)
@@ -124,11 +115,7 @@ async fn each_request_goes_to_one_worker_with_room(one: Face, other: Face) {
     for id in ["1", "2", "3", "4"] {
         ann.send(request("s", id, "brain")).await;
     }
-    let mut held: Vec<Frame> = vec![
-        handed(&mut large).await,
-        handed(&mut large).await,
-        handed(&mut small).await,
-    ];
+    let mut held: Vec<Frame> = vec![large.handed().await, large.handed().await, small.handed().await];
     let mut ids: Vec<_> = held.iter().map(|frame| frame.id.to_string()).collect();
     ids.sort();
     assert_eq!(ids, ["1", "2", "3"]);
@@ -136,7 +123,7 @@ async fn each_request_goes_to_one_worker_with_room(one: Face, other: Face) {
     let done = held.remove(0);
     large.send(last(&done, "done")).await;
     assert_eq!(
-        handed(&mut large).await.id,
+        large.handed().await.id,
         "4",
         "what waited goes to whoever has room first"
     );
@@ -149,12 +136,12 @@ async fn a_session_stays_with_its_worker(one: Face, other: Face) {
     let mut first = gateway.worker(other, "brain", 2).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "1", "brain")).await;
-    let asked = handed(&mut first).await;
+    let asked = first.handed().await;
     let mut roomier = gateway.worker(other, "brain", 9).await;
     first.send(last(&asked, "")).await;
     ann.answer("1").await;
     ann.send(request("s", "2", "brain")).await;
-    assert_eq!(handed(&mut first).await.id, "2");
+    assert_eq!(first.handed().await.id, "2");
     roomier.hears_nothing().await;
     gateway.stopped().await;
 }
@@ -165,18 +152,26 @@ async fn cancelled_while_it_runs(one: Face, other: Face) {
     let mut ann = gateway.member(one, "s", "ann").await;
     let mut bob = gateway.member(other, "s", "bob").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     worker.send(chunk(&asked, "so far")).await;
     bob.until("the first chunk", |frame| (frame.reply_to == "q").then_some(()))
         .await;
     assert_eq!(cancel(&mut bob, "q").await, pb::CancelOutcome::Accepted);
-    assert_eq!(cancel(&mut bob, "q").await, pb::CancelOutcome::AlreadyEnded);
-    assert_eq!(cancel(&mut bob, "never").await, pb::CancelOutcome::NotFound);
-    let told = stopped(&mut worker).await;
+    let told = worker.stopped().await;
     assert_eq!(
         (told.request_id.as_str(), told.reason.as_str()),
         ("q", "REQUEST_CANCELLED")
     );
+    assert!(told.grace.is_some(), "it has a moment");
+    assert_eq!(
+        cancel_within(&mut bob, "q", 0).await,
+        pb::CancelOutcome::Accepted,
+        "twice"
+    );
+    let told = worker.stopped().await;
+    assert_eq!((told.request_id.as_str(), told.grace), ("q", None), "it is over");
+    assert_eq!(cancel(&mut bob, "q").await, pb::CancelOutcome::AlreadyEnded);
+    assert_eq!(cancel(&mut bob, "never").await, pb::CancelOutcome::NotFound);
     worker
         .send(Frame {
             id: "late".into(),
@@ -218,7 +213,7 @@ async fn everybody_is_full(one: Face, other: Face) {
     let mut worker = gateway.worker(other, "brain", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "1", "brain")).await;
-    handed(&mut worker).await;
+    worker.handed().await;
     ann.send(hasty(request("s", "2", "brain"), 50, 0)).await;
     assert!(is(error(&ann.answer("2").await.1), Reason::AcceptTimeout));
     worker.hears_nothing().await;
@@ -230,12 +225,12 @@ async fn it_takes_too_long(one: Face, other: Face) {
     let mut worker = gateway.worker(other, "brain", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(hasty(request("s", "q", "brain"), 0, 150)).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     worker.send(chunk(&asked, "half")).await;
     let (text, end) = ann.answer("q").await;
     assert_eq!(text, "half");
     assert!(is(error(&end), Reason::TotalTimeout));
-    assert_eq!(stopped(&mut worker).await.reason, "TOTAL_TIMEOUT");
+    assert_eq!(worker.stopped().await.reason, "TOTAL_TIMEOUT");
     gateway.stopped().await;
 }
 
@@ -245,8 +240,8 @@ async fn the_worker_goes_away(one: Face, other: Face) {
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "1", "brain")).await;
     ann.send(request("s", "2", "brain")).await;
-    let asked = handed(&mut worker).await;
-    handed(&mut worker).await;
+    let asked = worker.handed().await;
+    worker.handed().await;
     worker.send(chunk(&asked, "half")).await;
     ann.until("the chunk", |frame| (frame.reply_to == "1").then_some(()))
         .await;
@@ -272,7 +267,7 @@ async fn only_the_holder_may_answer(one: Face, other: Face) {
     let mut thief = gateway.worker(one, "hands", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     for peer in [&mut thief, &mut ann] {
         peer.send(Frame {
             id: "x".into(),
@@ -315,7 +310,7 @@ async fn chunks_are_counted(one: Face, other: Face) {
     let mut worker = gateway.worker(other, "brain", 1).await;
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     for index in [0, 1, 1, 0] {
         worker
             .send(Frame {
@@ -355,7 +350,7 @@ async fn types_are_routed(one: Face, other: Face) {
         ..payload("s", "", "{}")
     })
     .await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     assert!(!asked.id.is_empty(), "a request without an id is given one");
     assert_eq!(asked.to.as_ref().unwrap().role, "brain");
     worker.send(last(&asked, "yes")).await;
@@ -369,7 +364,7 @@ async fn an_asker_need_not_join(one: Face, other: Face) {
     let mut bob = gateway.member(other, "s", "bob").await;
     let mut ann = gateway.peer(one).await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     bob.send(text("s", "b", "not for ann")).await;
     bob.acked("b").await;
     worker.send(chunk(&asked, "for ")).await;
@@ -394,7 +389,7 @@ async fn a_worker_serves_some_sessions_only(one: Face, other: Face) {
     ann.send(hasty(request("else", "1", "brain"), 50, 0)).await;
     assert!(is(error(&ann.answer("1").await.1), Reason::NoWorker));
     ann.send(request("user-1", "2", "brain")).await;
-    assert_eq!(handed(&mut worker).await.session_id, "user-1");
+    assert_eq!(worker.handed().await.session_id, "user-1");
     gateway.stopped().await;
 }
 
@@ -418,7 +413,7 @@ async fn late_joiners_see_the_open_requests(one: Face, other: Face) {
     ann.send(request("s", "1", "brain")).await;
     ann.send(request("s", "2", "brain")).await;
     ann.acked("2").await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     worker.send(chunk(&asked, "half")).await;
     ann.until("the chunk", |frame| (frame.reply_to == "1").then_some(()))
         .await;
@@ -465,7 +460,7 @@ async fn a_half_closed_stream_ends_when_it_is_answered() {
     let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
     ann.half_close();
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     worker.send(last(&asked, "yes")).await;
     assert_eq!(ann.answer("q").await.0, "yes");
     assert!(matches!(ann.ended().await, Ended::Done));
@@ -478,7 +473,7 @@ async fn a_worker_that_half_closes_holds_nothing_any_more() {
     let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    handed(&mut worker).await;
+    worker.handed().await;
     worker.half_close();
     assert!(is(error(&ann.answer("q").await.1), Reason::WorkerLost));
     assert!(matches!(worker.ended().await, Ended::Done));
@@ -530,7 +525,7 @@ async fn a_request_sent_again_is_not_waited_for() {
     let mut worker = gateway.worker(Face::Json, "brain", 1).await;
     let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     worker.send(last(&asked, "yes")).await;
     ann.answer("q").await;
     ann.send(request("s", "q", "brain")).await;
@@ -558,7 +553,7 @@ async fn a_reply_that_ends_a_request_is_logged() {
     let mut worker = gateway.worker(Face::Json, "brain", 1).await;
     let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
-    let asked = handed(&mut worker).await;
+    let asked = worker.handed().await;
     let fleeting = Frame {
         ephemeral: true,
         ..last(&asked, "yes")

@@ -180,7 +180,7 @@ async fn the_same_id_is_logged_once(one: Face, other: Face) {
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(text("s", "same", "first")).await;
     let first = ann.acked("same").await;
-    ann.send(text("s", "same", "again")).await;
+    ann.send(text("s", "same", "first")).await;
     let again = ann.acked("same").await;
     assert_eq!(
         (first.seq, first.duplicate, again.seq, again.duplicate),
@@ -190,11 +190,29 @@ async fn the_same_id_is_logged_once(one: Face, other: Face) {
 
     // On another connection, but by the same name.
     let mut ann = gateway.member(other, "s", "ann").await;
-    ann.send(text("s", "same", "after a reload")).await;
-    assert!(ann.acked("same").await.duplicate);
+    ann.send(text("s", "same", "first")).await;
+    assert!(ann.acked("same").await.duplicate, "after a reload");
     let mut bob = gateway.member(other, "s", "bob").await;
     bob.send(text("s", "same", "another sender's")).await;
     assert_eq!(bob.acked("same").await.seq, 2);
+
+    // By the same id, but not the same.
+    ann.send(text("s", "same", "second")).await;
+    let refusal = ann.refusal().await;
+    assert!(is(&refusal, Reason::IdReused));
+    assert_eq!(refusal.details["seq"], "1");
+    // The same, but not in the same words.
+    ann.send(payload("s", "value", r#"{"a":1,"b":["x"]}"#)).await;
+    assert!(!ann.acked("value").await.duplicate);
+    let mut ann = gateway.member(one, "s", "ann").await;
+    ann.send(payload("s", "value", r#"{ "b": ["\u0078"], "a": 1.0 }"#))
+        .await;
+    assert!(
+        ann.acked("value").await.duplicate,
+        "what is sent is a value, not its spelling"
+    );
+    ann.send(payload("s", "value", r#"{"a":2,"b":["x"]}"#)).await;
+    assert!(is(&ann.refusal().await, Reason::IdReused));
     gateway.stopped().await;
 }
 

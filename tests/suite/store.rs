@@ -180,7 +180,7 @@ async fn what_is_not_durable_is_news_to_whoever_joins() {
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     log.slow.store(true, Ordering::SeqCst);
     ann.send(text("s", "1", "wait")).await;
-    ann.send(text("s", "1", "the same again")).await;
+    ann.send(text("s", "1", "wait")).await;
     ann.hears_no_ack().await;
     let mut bob = gateway.peer(Face::Grpc).await;
     assert_eq!(bob.join("s", Default::default()).await.head_seq, 0);

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,7 +15,7 @@ use crate::connection::{self, Connection, Drive, Incoming, Inlet};
 use crate::error::{Reason, Refusal};
 use crate::frame::pb::{self, sessions_server::Sessions};
 use crate::frame::{Body, Frame, Rules, Str, check_metadata, check_name};
-use crate::router::{Batch, CLIENT_ROLE, Form, Joining, Life, Query, Router, Sender, View};
+use crate::router::{Asked, Batch, CLIENT_ROLE, Form, Interest, Joining, Life, Query, Router, Sender, View};
 use crate::transport::tcp;
 
 /// The most that a page holds.
@@ -29,9 +29,9 @@ pub struct Calls {
     router: Router,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
 
-fn answer<T>(result: Result<T, Refusal>) -> Answer<T> {
+pub(super) fn answer<T>(result: Result<T, Refusal>) -> Answer<T> {
     result.map(Response::new).map_err(|refusal| refusal.to_status())
 }
 
@@ -85,7 +85,11 @@ impl Calls {
             })
     }
 
-    async fn publish_frame(&self, request: pb::PublishRequest) -> Result<pb::PublishResponse, Refusal> {
+    async fn publish_frame(
+        &self,
+        request: pb::PublishRequest,
+        deadline: Option<Duration>,
+    ) -> Result<pb::PublishResponse, Refusal> {
         let mut frame = request.frame.ok_or_else(|| Refusal::field("frame", "required"))?;
         frame.check().and_then(|()| frame.check_types(self.router.types()))?;
         let name = if request.member_id.is_empty() {
@@ -99,7 +103,14 @@ impl Calls {
             let text = "Publish sends plain frames and requests; control frames and replies need Attach";
             return Err(Refusal::new(Reason::UnexpectedFrame, text));
         }
-        let asked = connection::asked(&self.router, &mut frame)?;
+        let mut asked = connection::asked(&self.router, &mut frame)?;
+        if let Some(Asked { terms, .. }) = &mut asked {
+            if terms.gone.is_some() {
+                let text = "a call has no connection that could be lost; CANCEL_AFTER needs Attach";
+                return Err(Refusal::field("options.on_disconnect", text));
+            }
+            terms.total = deadline.map_or(terms.total, |deadline| terms.total.min(deadline));
+        }
         let (live, _) = self.router.open(&frame.session_id)?;
         let address = pb::Address {
             role: CLIENT_ROLE.to_string(),
@@ -195,7 +206,10 @@ impl Calls {
             name: link.name().clone(),
             role: Str::EMPTY,
             start,
-            presence: request.presence,
+            interest: Interest {
+                presence: request.presence,
+                requests: request.requests,
+            },
             view: View::Watcher,
         };
         let mut batch = Batch::new(self.router.now());
@@ -218,11 +232,22 @@ impl Calls {
     fn cancel_request(&self, request: &pb::CancelRequest) -> Result<pb::CancelResponse, Refusal> {
         let live = connection::find_session(&self.router, &request.session_id)?;
         let mut batch = Batch::new(self.router.now());
-        let outcome = connection::cancel(&self.router, &live, &request.request_id, &request.reason, &mut batch)?;
+        let cancel = pb::Cancel {
+            request_id: request.request_id.clone(),
+            reason: request.reason.clone(),
+            grace: request.grace,
+        };
+        let outcome = connection::cancel(&self.router, &live, &cancel, &mut batch)?;
         batch.finish(None);
         Ok(pb::CancelResponse {
             outcome: outcome as i32,
         })
+    }
+
+    fn explain(&self, request: &pb::WhyRequest) -> Result<pb::WhyResponse, Refusal> {
+        check_name("session_id", &request.session_id)?;
+        connection::check_request_id(&request.request_id)?;
+        self.router.why(&request.session_id, &request.request_id)
     }
 
     fn close_session(&self, request: &pb::CloseRequest) -> Result<pb::Session, Refusal> {
@@ -232,6 +257,23 @@ impl Calls {
         }
         self.router.close(&request.session_id, &request.reason)
     }
+}
+
+/// What a caller leaves its call: `grpc-timeout`, at most eight digits and a unit
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). One that cannot be read is none.
+fn deadline(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count = digits.parse::<u64>().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
 }
 
 #[tonic::async_trait]
@@ -266,7 +308,8 @@ impl Sessions for Calls {
     }
 
     async fn publish(&self, request: Request<pb::PublishRequest>) -> Answer<pb::PublishResponse> {
-        answer(self.publish_frame(request.into_inner()).await)
+        let deadline = deadline(request.metadata());
+        answer(self.publish_frame(request.into_inner(), deadline).await)
     }
 
     async fn list_frames(&self, request: Request<pb::ListFramesRequest>) -> Answer<pb::ListFramesResponse> {
@@ -276,6 +319,10 @@ impl Sessions for Calls {
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<WatchStream> {
         let life = tcp::life(request.extensions(), &self.router);
         answer(self.watch_session(request.into_inner(), life))
+    }
+
+    async fn why(&self, request: Request<pb::WhyRequest>) -> Answer<pb::WhyResponse> {
+        answer(self.explain(request.get_ref()))
     }
 
     async fn cancel(&self, request: Request<pb::CancelRequest>) -> Answer<pb::CancelResponse> {

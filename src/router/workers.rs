@@ -1,0 +1,602 @@
+//! The workers: who serves which role under which name, by which connection, and whether they live.
+//!
+//! A worker outlives its connection by its grace. It holds its requests as long as it shows life: once a tick all that hold
+//! something are looked at, and one that was silent for its lease loses what it holds.
+//!
+//! Locks: a worker's own lock may be held when dispatch's is taken, so that what dispatch believes of a worker is never
+//! behind what the worker knows of itself; never the other way round, and never a session's with it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::batch::Batch;
+use super::link::{Form, Link};
+use super::live::Live;
+use super::{Router, timers};
+use crate::error::{Reason, Refusal};
+use crate::frame::{Control, Str, pb};
+use crate::session::dispatch::{Contact, Offer, Ticket};
+use crate::session::{Cause, WorkerKey};
+
+/// What a connection offers as a worker.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// The worker's name.
+    pub name: Str,
+    /// The role, the sessions, the number.
+    pub offer: Offer,
+    /// How long it may be away and keep its requests.
+    pub grace: Duration,
+    /// What counts as a sign of life.
+    pub pulse: Pulse,
+    /// What it works on, from before.
+    pub holds: Vec<pb::Hold>,
+}
+
+/// What counts as a sign of a worker's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulse {
+    /// Any byte of its connection.
+    Bytes,
+    /// Frames only.
+    Frames,
+}
+
+/// How a connection stops to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// It took its leave: its workers are gone for good.
+    Goodbye,
+    /// It is lost: its workers may come back.
+    Lost,
+}
+
+/// A worker, whichever connection it has.
+pub(super) struct Worker {
+    key: WorkerKey,
+    role: Str,
+    name: Str,
+    since: SystemTime,
+    lease: Duration,
+    post: Mutex<Post>,
+}
+
+/// What changes about a worker.
+struct Post {
+    link: Option<Arc<Link>>,
+    /// It comes back by then, or is gone.
+    away_until: Option<Instant>,
+    grace: Duration,
+    pulse: Pulse,
+    contact: Contact,
+    /// It has been asked for life, and has shown none since.
+    pinged: bool,
+    /// When it was handed something after its last sign of life: from then on it is waited for.
+    asked: Option<u32>,
+    held: HashMap<Str, (Arc<Live>, usize)>,
+}
+
+impl Worker {
+    fn new(key: WorkerKey, (role, name): &(Str, Str), since: SystemTime, lease: Duration) -> Self {
+        Self {
+            key,
+            role: role.clone(),
+            name: name.clone(),
+            since,
+            lease,
+            post: Mutex::new(Post {
+                link: None,
+                away_until: None,
+                grace: Duration::ZERO,
+                pulse: Pulse::Bytes,
+                contact: Contact::Here,
+                pinged: false,
+                asked: None,
+                held: HashMap::new(),
+            }),
+        }
+    }
+
+    fn post(&self) -> MutexGuard<'_, Post> {
+        self.post.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn name(&self) -> &Str {
+        &self.name
+    }
+
+    pub fn link(&self) -> Option<Arc<Link>> {
+        self.post().link.clone()
+    }
+
+    /// Whether it is reached by this connection.
+    pub fn is_at(&self, link: &Arc<Link>) -> bool {
+        self.post().is_at(link)
+    }
+
+    /// It will hold a request of the session, at `tick`; by which connection it is reached.
+    pub fn hold(&self, live: &Arc<Live>, tick: u32) -> Option<Arc<Link>> {
+        let mut post = self.post();
+        let link = Arc::clone(post.link.as_ref()?);
+        if post.asked.is_none_or(|asked| post.last_life(&link) >= asked) {
+            post.asked = Some(tick);
+        }
+        match post.held.get_mut(live.id()) {
+            Some((_, count)) => *count += 1,
+            None => drop(post.held.insert(live.id().clone(), (Arc::clone(live), 1))),
+        }
+        Some(link)
+    }
+
+    /// It holds one request of the session less.
+    pub fn let_go(&self, live: &Arc<Live>) {
+        let mut post = self.post();
+        if let Some((_, count)) = post.held.get_mut(live.id()) {
+            *count -= 1;
+            if *count == 0 {
+                post.held.remove(live.id());
+            }
+        }
+    }
+}
+
+impl Post {
+    fn is_at(&self, link: &Arc<Link>) -> bool {
+        self.link.as_ref().is_some_and(|there| Arc::ptr_eq(there, link))
+    }
+
+    fn last_life(&self, link: &Link) -> u32 {
+        match self.pulse {
+            Pulse::Bytes => link.last_alive().max(link.last_spoke()),
+            Pulse::Frames => link.last_spoke(),
+        }
+    }
+
+    fn sessions(&self) -> Vec<Arc<Live>> {
+        self.held.values().map(|(live, _)| Arc::clone(live)).collect()
+    }
+}
+
+/// All workers.
+#[derive(Default)]
+pub(super) struct Workers {
+    by_key: HashMap<WorkerKey, Arc<Worker>>,
+    by_name: HashMap<(Str, Str), Arc<Worker>>,
+}
+
+/// How a worker was before another connection served as it.
+struct Before {
+    link: Option<Arc<Link>>,
+    sessions: Vec<Arc<Live>>,
+}
+
+/// What becomes of what a worker held, and of what it says it does.
+#[derive(Default)]
+struct TakenOver {
+    held: Vec<pb::Hold>,
+    lost: Vec<(Arc<Live>, Str)>,
+    unknown: Vec<pb::Hold>,
+}
+
+/// What a look at a worker found.
+enum Felt {
+    /// Nothing to be done.
+    Well,
+    /// It did not come back within its grace.
+    Gone,
+    /// It is to be asked for life.
+    Quiet(Arc<Link>),
+    /// It was silent for its lease: what it may hold in these sessions is lost to it.
+    Lapsed(Vec<Arc<Live>>),
+    /// It shows life again, and gets these.
+    Back(Vec<Ticket>),
+}
+
+impl Router {
+    fn workers(&self) -> MutexGuard<'_, Workers> {
+        self.inner.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn worker(&self, key: WorkerKey) -> Option<Arc<Worker>> {
+        self.workers().by_key.get(&key).cloned()
+    }
+
+    /// How long a worker of the role may be silent.
+    fn lease(&self, role: &str) -> Duration {
+        let limits = self.limits();
+        let configured = limits.per_role.get(role).and_then(|role| role.lease);
+        configured.unwrap_or(limits.lease)
+    }
+
+    /// The connection serves the role from now on; `answer` is given what it is to be told first.
+    pub fn serve(
+        &self,
+        link: &Arc<Link>,
+        serving: Serving,
+        batch: &mut Batch,
+        answer: impl FnOnce(pb::Serving),
+    ) -> Result<WorkerKey, Refusal> {
+        let Serving {
+            name,
+            mut offer,
+            grace,
+            pulse,
+            holds,
+        } = serving;
+        offer.max_in_flight = offer.max_in_flight.clamp(1, self.limits().max_in_flight);
+        self.check_roles(link, &offer.role)?;
+        self.leave_other_names(link, &offer.role, &name, batch);
+        let (worker, before) = self.enlist(link, &offer.role, &name, batch.now.wall);
+        {
+            let mut post = worker.post();
+            post.grace = grace;
+            post.pulse = pulse;
+        }
+        if !link.take_up(&offer.role, worker.key) {
+            // It ended meanwhile, and nobody would notice.
+            self.dismiss_worker(&worker, Parting::Goodbye, link, batch);
+            return Ok(worker.key);
+        }
+        let taken = match before {
+            None => self.holds_still(&worker, &holds),
+            Some(before) => {
+                match &before.link {
+                    Some(old) => self.replace(&worker, old, batch),
+                    None if before.sessions.is_empty() => {}
+                    None => self.inner.counters.resumed.count(),
+                }
+                take_over(&worker, link, &before.sessions, &holds)
+            }
+        };
+        tracing::info!(connection = %link.name(), role = %offer.role, worker = %name, max_in_flight = offer.max_in_flight,
+            held = taken.held.len(), lost = taken.lost.len(), draining = offer.draining, "worker serves");
+        answer(pb::Serving {
+            role: offer.role.to_string(),
+            worker_id: name.to_string(),
+            max_in_flight: offer.max_in_flight,
+            lease: prost_types::Duration::try_from(worker.lease).ok(),
+            grace: prost_types::Duration::try_from(grace).ok(),
+            held: taken.held,
+            draining: offer.draining,
+        });
+        for hold in taken.unknown {
+            let cancel = pb::Cancel {
+                request_id: hold.request_id,
+                reason: Reason::Superseded.row().name.to_owned(),
+                grace: None,
+            };
+            link.tell(&hold.session_id.into(), Control::Cancel(cancel));
+        }
+        for (live, request) in taken.lost {
+            self.end_or_retry(&live, &request, Cause::WorkerLost(worker.key), batch);
+        }
+        let tickets = {
+            let post = worker.post();
+            match post.is_at(link) {
+                true => self.dispatch().register(worker.key, offer),
+                false => Vec::new(),
+            }
+        };
+        self.hand_all(tickets, worker.key, batch);
+        Ok(worker.key)
+    }
+
+    fn check_roles(&self, link: &Link, role: &str) -> Result<(), Refusal> {
+        let limit = self.limits().roles;
+        let places = link.places();
+        if places.serves.len() >= limit && !places.serves.iter().any(|(served, _)| served == role) {
+            let text = format!("the connection serves {limit} roles, the most it may");
+            return Err(Refusal::new(Reason::TooManyRoles, text).with("limit", limit.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The connection served the role under another name: that worker is gone.
+    fn leave_other_names(&self, link: &Arc<Link>, role: &str, name: &str, batch: &mut Batch) {
+        let served = link
+            .places()
+            .serves
+            .iter()
+            .find(|(served, _)| served == role)
+            .map(|(_, key)| *key);
+        let other = served
+            .and_then(|key| self.worker(key))
+            .filter(|worker| worker.name != *name);
+        if let Some(other) = other {
+            self.dismiss_worker(&other, Parting::Goodbye, link, batch);
+        }
+    }
+
+    /// The worker by that name, which comes into being if need be, reached by the connection from now on; and whence it came,
+    /// unless it had this connection before.
+    fn enlist(&self, link: &Arc<Link>, role: &Str, name: &Str, now: SystemTime) -> (Arc<Worker>, Option<Before>) {
+        let mut workers = self.workers();
+        let id = (role.detached(), name.detached());
+        let worker = match workers.by_name.get(&id) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let worker = Arc::new(Worker::new(WorkerKey(self.next_id()), &id, now, self.lease(role)));
+                workers.by_key.insert(worker.key, Arc::clone(&worker));
+                workers.by_name.insert(id, Arc::clone(&worker));
+                worker
+            }
+        };
+        let mut post = worker.post();
+        post.away_until = None;
+        post.contact = Contact::Here;
+        let before = (!post.is_at(link)).then(|| {
+            // Until it has been told what it holds, it gets nothing new.
+            self.dispatch().contact(worker.key, Contact::Away);
+            post.asked = None;
+            Before {
+                link: post.link.replace(Arc::clone(link)),
+                sessions: post.sessions(),
+            }
+        });
+        drop(post);
+        (worker, before)
+    }
+
+    /// The worker is served by a newer connection: the older one is told.
+    fn replace(&self, worker: &Worker, old: &Arc<Link>, batch: &mut Batch) {
+        old.lay_down(worker.key);
+        self.inner.counters.workers_replaced.count();
+        let text = format!("another connection serves {} as {}", worker.role, worker.name);
+        let retired = pb::Retired {
+            role: worker.role.to_string(),
+            worker_id: worker.name.to_string(),
+            error: Some(Refusal::new(Reason::WorkerReplaced, text).to_pb()),
+        };
+        old.tell(&Str::EMPTY, Control::Retired(retired));
+        batch.touch_link(old);
+        tracing::info!(connection = %old.name(), role = %worker.role, worker = %worker.name, "worker replaced by a newer connection");
+    }
+
+    /// What a worker that has its connection still holds of what it names.
+    fn holds_still(&self, worker: &Worker, holds: &[pb::Hold]) -> TakenOver {
+        let mut taken = TakenOver::default();
+        for hold in holds {
+            let live = self.find(&hold.session_id);
+            let opened = live.ok().and_then(|live| {
+                let shared = live.lock();
+                let opened = shared.session.opened(&hold.request_id)?;
+                let has = opened.worker == Some(worker.key) && opened.attempt == hold.attempt;
+                has.then_some(opened.chunks)
+            });
+            match opened {
+                Some(chunks) => taken.held.push(pb::Hold { chunks, ..hold.clone() }),
+                None => taken.unknown.push(hold.clone()),
+            }
+        }
+        taken
+    }
+
+    /// The connection serves nothing any more.
+    pub fn retire(&self, link: &Arc<Link>, parting: Parting, batch: &mut Batch) {
+        let serves = {
+            let mut places = link.places();
+            places.retired = true;
+            std::mem::take(&mut places.serves)
+        };
+        for (_, key) in serves {
+            if let Some(worker) = self.worker(key) {
+                self.dismiss_worker(&worker, parting, link, batch);
+            }
+        }
+    }
+
+    /// The worker has no connection any more; nothing happens if it has another one by now.
+    fn dismiss_worker(&self, worker: &Arc<Worker>, parting: Parting, link: &Arc<Link>, batch: &mut Batch) {
+        link.lay_down(worker.key);
+        let may_return = {
+            let mut post = worker.post();
+            if !post.is_at(link) {
+                return;
+            }
+            post.link = None;
+            post.contact = Contact::Away;
+            self.dispatch().contact(worker.key, Contact::Away);
+            let may_return = parting == Parting::Lost && post.grace > Duration::ZERO;
+            post.away_until = may_return.then(|| batch.now.mono + post.grace);
+            may_return
+        };
+        if may_return {
+            tracing::info!(role = %worker.role, worker = %worker.name, "worker away");
+        } else {
+            self.strike(worker, batch);
+        }
+    }
+
+    /// The worker is gone for good, unless it is back by now; what it held is lost.
+    fn strike(&self, worker: &Arc<Worker>, batch: &mut Batch) {
+        let sessions = {
+            let mut workers = self.workers();
+            let post = worker.post();
+            if post.link.is_some() || workers.by_key.remove(&worker.key).is_none() {
+                return;
+            }
+            workers.by_name.remove(&(worker.role.clone(), worker.name.clone()));
+            self.dispatch().unregister(worker.key);
+            post.sessions()
+        };
+        tracing::info!(role = %worker.role, worker = %worker.name, "worker gone");
+        if !sessions.is_empty() {
+            self.inner.counters.workers_lost.count();
+        }
+        self.lose_all(worker.key, &sessions, Cause::WorkerLost(worker.key), batch);
+    }
+
+    fn lose_all(&self, worker: WorkerKey, sessions: &[Arc<Live>], cause: Cause, batch: &mut Batch) {
+        for live in sessions {
+            let held = live.lock().session.held_by(worker);
+            for request in held {
+                self.end_or_retry(live, &request, cause, batch);
+            }
+        }
+    }
+
+    /// Looks whether the workers that are waited for live, at `tick`.
+    pub(super) fn feel_workers(&self, tick: u32) {
+        let workers: Vec<_> = self.workers().by_key.values().cloned().collect();
+        let mut batch = Batch::new(self.now());
+        for worker in workers {
+            self.feel_worker(&worker, tick, &mut batch);
+        }
+        batch.finish(None);
+    }
+
+    fn feel_worker(&self, worker: &Arc<Worker>, tick: u32, batch: &mut Batch) {
+        match self.feel(worker, tick, batch.now.mono) {
+            Felt::Well => {}
+            Felt::Gone => self.strike(worker, batch),
+            Felt::Quiet(link) => {
+                link.push_first(timers::PING);
+                link.kick();
+            }
+            Felt::Back(tickets) => {
+                tracing::info!(role = %worker.role, worker = %worker.name, "worker shows life again");
+                self.hand_all(tickets, worker.key, batch);
+            }
+            Felt::Lapsed(sessions) => {
+                self.inner.counters.leases_expired.count();
+                tracing::warn!(role = %worker.role, worker = %worker.name, lease_ms = worker.lease.as_millis() as u64,
+                    "worker silent for its lease: it loses what it holds");
+                self.lose_all(worker.key, &sessions, Cause::LeaseExpired(worker.key), batch);
+            }
+        }
+    }
+
+    fn feel(&self, worker: &Worker, tick: u32, now: Instant) -> Felt {
+        let mut post = worker.post();
+        let Some(link) = post.link.clone() else {
+            return match post.away_until {
+                Some(until) if until <= now => Felt::Gone,
+                _ => Felt::Well,
+            };
+        };
+        let (life, asked) = (post.last_life(&link), post.asked.unwrap_or(0));
+        let quiet = timers::tick(&self.inner.limits) * tick.saturating_sub(life.max(asked));
+        match post.contact {
+            Contact::Silent if life >= asked && quiet < worker.lease => {
+                post.contact = Contact::Here;
+                Felt::Back(self.dispatch().contact(worker.key, Contact::Here))
+            }
+            Contact::Silent => Felt::Well,
+            _ if post.held.is_empty() => Felt::Well,
+            _ if quiet > worker.lease => {
+                post.contact = Contact::Silent;
+                post.asked = Some(tick);
+                self.dispatch().contact(worker.key, Contact::Silent);
+                Felt::Lapsed(post.sessions())
+            }
+            // HTTP/2 asks by itself.
+            _ if quiet > worker.lease / 3 && link.form() != Form::Wire => match post.pinged {
+                true => Felt::Well,
+                false => {
+                    post.pinged = true;
+                    Felt::Quiet(link)
+                }
+            },
+            _ => {
+                post.pinged = false;
+                Felt::Well
+            }
+        }
+    }
+
+    /// Has a worker take nothing new.
+    pub fn drain_worker(&self, role: &str, name: &str) -> Result<pb::Worker, Refusal> {
+        let found = self.workers().by_name.get(&(Str::from(role), Str::from(name))).cloned();
+        let worker = found
+            .filter(|worker| self.dispatch().drain(worker.key))
+            .ok_or_else(|| {
+                Refusal::new(
+                    Reason::WorkerNotFound,
+                    format!("no worker {name} serves the role {role}"),
+                )
+            })?;
+        let described = self.describe_worker(&worker);
+        if let Some(link) = worker.link() {
+            let serving = pb::Serving {
+                role: described.role.clone(),
+                worker_id: described.worker_id.clone(),
+                max_in_flight: described.max_in_flight,
+                lease: described.lease,
+                grace: described.grace,
+                held: Vec::new(),
+                draining: true,
+            };
+            link.tell(&Str::EMPTY, Control::Serving(serving));
+            link.kick();
+        }
+        tracing::info!(role, worker = name, "worker draining");
+        Ok(described)
+    }
+
+    /// The workers of the role, or all, in the order of roles and names.
+    pub fn list_workers(&self, role: &str) -> Vec<pb::Worker> {
+        let mut workers: Vec<_> = self.workers().by_key.values().cloned().collect();
+        workers.retain(|worker| role.is_empty() || worker.role == *role);
+        workers.sort_unstable_by(|one, other| (&one.role, &one.name).cmp(&(&other.role, &other.name)));
+        workers.iter().map(|worker| self.describe_worker(worker)).collect()
+    }
+
+    fn describe_worker(&self, worker: &Worker) -> pb::Worker {
+        let (link, grace, quiet) = {
+            let post = worker.post();
+            let life = post.link.as_ref().map(|link| post.last_life(link));
+            let quiet = life.map(|life| timers::tick(&self.inner.limits) * self.tick().saturating_sub(life));
+            (post.link.clone(), post.grace, quiet)
+        };
+        let span = |span: Duration| prost_types::Duration::try_from(span).ok();
+        let dispatch = self.dispatch();
+        let offered = dispatch.describe(worker.key);
+        let state = match offered {
+            Some((_, Contact::Away, _)) | None => pb::WorkerState::Away,
+            Some((_, Contact::Silent, _)) => pb::WorkerState::Silent,
+            Some((offer, Contact::Here, _)) if offer.draining => pb::WorkerState::Draining,
+            Some((_, Contact::Here, _)) => pb::WorkerState::Ready,
+        };
+        pb::Worker {
+            role: worker.role.to_string(),
+            worker_id: worker.name.to_string(),
+            connection_id: link.map(|link| link.name().to_string()).unwrap_or_default(),
+            state: state as i32,
+            sessions: offered.map_or_else(Vec::new, |(offer, ..)| {
+                offer.sessions.iter().map(Str::to_string).collect()
+            }),
+            max_in_flight: offered.map_or(0, |(offer, ..)| offer.max_in_flight),
+            in_flight: offered.map_or(0, |(.., in_flight)| in_flight),
+            lease: span(worker.lease),
+            grace: span(grace),
+            quiet: quiet.and_then(span),
+            since: Some(worker.since.into()),
+        }
+    }
+}
+
+/// What the worker keeps of what it held, now that it is reached by another connection.
+fn take_over(worker: &Worker, link: &Link, sessions: &[Arc<Live>], holds: &[pb::Hold]) -> TakenOver {
+    let mut taken = TakenOver {
+        unknown: holds.to_vec(),
+        ..TakenOver::default()
+    };
+    for live in sessions {
+        let mut shared = live.lock();
+        for request in shared.session.held_by(worker.key) {
+            let named = holds
+                .iter()
+                .find(|hold| *live.id() == *hold.session_id && request == *hold.request_id);
+            let chunks = named.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
+            match named.zip(chunks) {
+                Some((hold, chunks)) => {
+                    taken.held.push(pb::Hold { chunks, ..hold.clone() });
+                    taken.unknown.retain(|other| other != hold);
+                }
+                None => taken.lost.push((Arc::clone(live), request)),
+            }
+        }
+    }
+    taken
+}
