@@ -13,7 +13,7 @@ use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Frame, Sealed, Str, pb};
 use crate::log::{Appended, Commit};
 use crate::session::{
-    Cause, Concurrency, ConnectionId, Effect, Kind, Now, Outcome, Plan, Post, Reply, Terms, Verdict, WorkerKey,
+    Cause, Concurrency, ConnectionId, Effect, Kind, Now, Outcome, Plan, Post, Reply, Step, Terms, Verdict, WorkerKey,
 };
 
 /// Who sends a frame.
@@ -96,17 +96,14 @@ impl Router {
             Haste::Now
         };
         let whom = sender.link.map_or(Whom::Nobody, Whom::Link);
+        let mut before = Vec::new();
+        let posted = self.post(live, sender, frame, asked, (whom, &mut before), batch.now);
+        self.make_way(live, before, batch);
         let Posted {
             accepted,
             effects,
             waits,
-        } = self
-            .post(live, sender, frame, asked, whom, batch.now)
-            .inspect_err(|refusal| {
-                if is_reply && matches!(refusal.reason, Reason::Superseded | Reason::RequestEnded) {
-                    self.inner.counters.fenced.count();
-                }
-            })?;
+        } = posted.inspect_err(|refusal| self.count_refused(refusal))?;
         let known = if accepted.duplicate {
             Known::Duplicate
         } else {
@@ -132,7 +129,10 @@ impl Router {
     ) -> Result<(pb::Accepted, Option<oneshot::Receiver<()>>), Refusal> {
         let mut batch = Batch::new(self.now());
         let (call, durable) = oneshot::channel();
-        let posted = self.post(live, sender, frame, asked, Whom::Call(call), batch.now)?;
+        let mut before = Vec::new();
+        let posted = self.post(live, sender, frame, asked, (Whom::Call(call), &mut before), batch.now);
+        self.make_way(live, before, &mut batch);
+        let posted = posted.inspect_err(|_| batch.finish(None))?;
         if !posted.waits {
             batch.touch(live, Haste::Now);
         }
@@ -152,7 +152,7 @@ impl Router {
         sender: &Sender<'_>,
         mut frame: Frame,
         asked: Option<Asked>,
-        whom: Whom<'_>,
+        (whom, before): (Whom<'_>, &mut Vec<Effect>),
         now: Now,
     ) -> Result<Posted, Refusal> {
         let is_reply = !frame.reply_to.is_empty() && asked.is_none();
@@ -173,11 +173,10 @@ impl Router {
             kind: kind(&frame, sender, asked.as_ref(), is_reply),
         };
         let mut verdict = shared.session.plan_post(&post)?;
-        let mut before = Vec::new();
         if let (Verdict::Append(_), Some(asked)) = (&verdict, &asked)
             && asked.terms.concurrency == Concurrency::Replace
         {
-            before = self.end_rivals(live, &mut shared, &asked.role, now)?;
+            self.end_rivals(live, &mut shared, &asked.role, (before, now))?;
             verdict = shared.session.plan_post(&post)?;
         }
         let plan = match verdict {
@@ -200,20 +199,38 @@ impl Router {
             index: plan.index,
             ..accepted(live, &frame, is_reply)
         };
-        let mut posted = self.append(live, &mut shared, frame, plan, (accepted, whom), now)?;
-        posted.effects.splice(0..0, before);
-        Ok(posted)
+        self.append(live, &mut shared, frame, plan, (accepted, whom), now)
     }
 
-    /// A new request takes the place of those that are open for its role: what follows from that.
-    fn end_rivals(&self, live: &Arc<Live>, shared: &mut Shared, role: &str, now: Now) -> Result<Vec<Effect>, Refusal> {
-        let mut effects = Vec::new();
+    /// What comes from superseded attempts, or after the end, is counted.
+    fn count_refused(&self, refusal: &Refusal) {
+        if matches!(refusal.reason, Reason::Superseded | Reason::RequestEnded) {
+            self.inner.counters.fenced.count();
+        }
+    }
+
+    /// A new request takes the place of those that are open for its role. What follows from that is to be done also if the
+    /// new one is then refused.
+    fn end_rivals(
+        &self,
+        live: &Arc<Live>,
+        shared: &mut Shared,
+        role: &str,
+        (effects, now): (&mut Vec<Effect>, Now),
+    ) -> Result<(), Refusal> {
         for rival in shared.session.rivals(role) {
             if let Some(plan) = shared.session.plan_end(&rival, Cause::Replaced, now.mono)? {
                 effects.extend(self.end_by(live, shared, (&rival, plan), "", now)?.effects);
             }
         }
-        Ok(effects)
+        Ok(())
+    }
+
+    fn make_way(&self, live: &Arc<Live>, effects: Vec<Effect>, batch: &mut Batch) {
+        if !effects.is_empty() {
+            batch.touch(live, Haste::Now);
+            self.carry_out(live, effects, batch);
+        }
     }
 
     /// Writes the plan's frame to the log, and lets it have happened. What follows from it waits until it is durable, in the
@@ -233,7 +250,7 @@ impl Router {
         frame.timestamp = Some(now.wall.into());
         let frame = Arc::new(Sealed::new(frame));
         let Appended { commit, first } = self.inner.log.append(live.id(), &frame)?;
-        self.count(&plan);
+        self.record(live, &plan);
         let effects = shared.session.apply(plan, first, Arc::clone(&frame), now);
         shared.keep(frame);
         shared.last_used = now.mono;
@@ -266,13 +283,28 @@ impl Router {
         })
     }
 
-    fn count(&self, plan: &Plan) {
+    /// What happens to requests is counted, and told to operators.
+    fn record(&self, live: &Live, plan: &Plan) {
         let counters = &self.inner.counters;
-        match plan.cause() {
-            Some(_) if plan.restarts() => counters.restarts.count(),
-            Some(cause) => counters.ended(cause),
-            None if plan.opens() => counters.requests.count(),
-            None => {}
+        let (session, seq, attempt) = (live.id(), plan.seq, plan.attempt);
+        match plan.step() {
+            Step::None => {}
+            Step::Opened(request) => {
+                counters.requests.count();
+                tracing::debug!(%session, %request, seq, "request accepted");
+            }
+            Step::Chunk(request) if plan.index == Some(0) => {
+                tracing::debug!(%session, %request, seq, attempt, "request started");
+            }
+            Step::Chunk(_) => {}
+            Step::Restarted(request, cause) => {
+                counters.restarts.count();
+                tracing::debug!(%session, %request, seq, attempt, ?cause, "request restarted");
+            }
+            Step::Ended(request, cause) => {
+                counters.ended(cause);
+                tracing::debug!(%session, %request, seq, attempt, outcome = ?cause.outcome(), ?cause, "request ended");
+            }
         }
     }
 
@@ -338,7 +370,8 @@ impl Router {
             frame.attempt = 0;
             frame.from = Some(Arc::clone(&sender.address));
         } else {
-            let (attempt, worker) = shared.session.note_reply(reply(&frame, sender), batch.now.mono)?;
+            let noted = shared.session.note_reply(reply(&frame, sender), batch.now.mono);
+            let (attempt, worker) = noted.inspect_err(|refusal| self.count_refused(refusal))?;
             frame.attempt = attempt;
             frame.from = Some(sender.address_of(Some(worker)));
         }

@@ -209,7 +209,6 @@ impl Router {
         now: Now,
     ) -> Result<Posted, Refusal> {
         let error = shared.session_error(request, &plan, message)?;
-        tracing::debug!(session = %live.id(), request, reason = %error.reason, attempt = plan.attempt, restarts = plan.restarts(), "request ended or restarted by the gateway");
         let body = match plan.restarts() {
             true => Body::Control(Box::new(Control::Restarted(pb::Restarted { error: Some(error) }))),
             false => Body::Error(Box::new(error)),

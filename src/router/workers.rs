@@ -397,7 +397,8 @@ impl Router {
             post.link = None;
             post.contact = Contact::Away;
             self.dispatch().contact(worker.key, Contact::Away);
-            let may_return = parting == Parting::Lost && post.grace > Duration::ZERO;
+            // One that has nothing has nothing to come back for.
+            let may_return = parting == Parting::Lost && post.grace > Duration::ZERO && !post.held.is_empty();
             post.away_until = may_return.then(|| batch.now.mono + post.grace);
             may_return
         };

@@ -159,23 +159,44 @@ enum Change {
     },
 }
 
+/// What a plan does to a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// Nothing.
+    None,
+    /// It is accepted.
+    Opened(&'a Str),
+    /// Its worker said something.
+    Chunk(&'a Str),
+    /// Its worker is lost, and it begins again.
+    Restarted(&'a Str, Cause),
+    /// It ends.
+    Ended(&'a Str, Cause),
+}
+
 impl Plan {
-    /// The cause by which the request ends or begins again, if it does.
+    /// What it does to a request.
+    pub fn step(&self) -> Step<'_> {
+        match &self.change {
+            Change::None => Step::None,
+            Change::Open { request, .. } => Step::Opened(request),
+            Change::Chunk { request } => Step::Chunk(request),
+            Change::Restart { request, cause } => Step::Restarted(request, *cause),
+            Change::End { request, cause } => Step::Ended(request, *cause),
+        }
+    }
+
+    /// The cause by which a request ends or begins again, if one does.
     pub fn cause(&self) -> Option<Cause> {
-        match self.change {
-            Change::End { cause, .. } | Change::Restart { cause, .. } => Some(cause),
+        match self.step() {
+            Step::Restarted(_, cause) | Step::Ended(_, cause) => Some(cause),
             _ => None,
         }
     }
 
-    /// Whether the request begins again.
+    /// Whether a request begins again.
     pub fn restarts(&self) -> bool {
         matches!(self.change, Change::Restart { .. })
-    }
-
-    /// Whether it opens a request.
-    pub fn opens(&self) -> bool {
-        matches!(self.change, Change::Open { .. })
     }
 }
 

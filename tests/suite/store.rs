@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 use twinspan::error::Reason;
-use twinspan::frame::{Sealed, Str};
+use twinspan::frame::{Sealed, Str, pb};
 use twinspan::log::{Appended, Commit, Error, Limit, Log, Memory, Page, Retention, Wait};
 
 use crate::harness::*;
@@ -16,7 +16,8 @@ struct Faulty {
     inner: Memory,
     broken: AtomicBool,
     slow: AtomicBool,
-    refuses: Mutex<Option<Str>>,
+    /// The session of which an append is refused, after so many more.
+    refuses: Mutex<Option<(Str, usize)>>,
     waiting: Mutex<Vec<oneshot::Sender<Result<(), Error>>>>,
 }
 
@@ -38,7 +39,12 @@ impl Faulty {
 
     /// The session's next append is refused.
     fn refuse_once(&self, session: &str) {
-        *self.refuses.lock().unwrap() = Some(session.into());
+        self.refuse_after(session, 0);
+    }
+
+    /// The session's next append but so many is refused.
+    fn refuse_after(&self, session: &str, count: usize) {
+        *self.refuses.lock().unwrap() = Some((session.into(), count));
     }
 
     fn commit(&self, result: &Result<(), Error>) {
@@ -57,14 +63,14 @@ impl Log for Faulty {
         if self.broken.load(Ordering::SeqCst) {
             return Err(unavailable());
         }
-        if self
-            .refuses
-            .lock()
-            .unwrap()
-            .take_if(|refused| refused == session)
-            .is_some()
-        {
-            return Err(unavailable());
+        let mut refuses = self.refuses.lock().unwrap();
+        match &mut *refuses {
+            Some((refused, 0)) if refused == session => {
+                *refuses = None;
+                return Err(unavailable());
+            }
+            Some((refused, count)) if refused == session => *count -= 1,
+            _ => {}
         }
         let appended = self.inner.append(session, frame)?;
         if !self.slow.load(Ordering::SeqCst) {
@@ -204,6 +210,64 @@ async fn timeouts_outlast_a_log_that_refuses() {
     // Another session's timer goes on meanwhile.
     assert!(is(error(&bob.answer("r").await.1), Reason::NoWorker));
     assert!(is(error(&ann.answer("q").await.1), Reason::NoWorker));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_request_that_replaces_and_is_refused() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    ann.send(request("s", "old", "brain")).await;
+    worker.handed().await;
+    let replace = || pb::RequestOptions {
+        concurrency: pb::Concurrency::Replace as i32,
+        ..pb::RequestOptions::default()
+    };
+    // The end of the old one is logged, the new one is not.
+    log.refuse_after("s", 1);
+    ann.send(with(request("s", "new", "brain"), replace())).await;
+    assert!(is(&ann.refusal().await, Reason::LogUnavailable));
+    let mut bob = gateway.peer(Face::Grpc).await;
+    let all = pb::Join {
+        after_seq: Some(0),
+        ..pb::Join::default()
+    };
+    bob.join("s", all).await;
+    assert!(is(error(&bob.answer("old").await.1), Reason::RequestReplaced));
+    assert_eq!(worker.stopped().await.request_id, "old");
+    // Its worker has room.
+    ann.send(with(request("s", "new", "brain"), replace())).await;
+    assert_eq!(worker.handed().await.id, "new");
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_loss_outlasts_a_log_that_refuses() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut first = gateway.worker(Face::Grpc, "brain", 1).await;
+    let mut second = gateway.worker(Face::Json, "hands", 1).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    let restart = pb::RequestOptions {
+        on_worker_loss: pb::WorkerLoss::Restart as i32,
+        ..pb::RequestOptions::default()
+    };
+    ann.send(with(request("s", "q", "brain"), restart)).await;
+    assert_eq!(first.handed().await.attempt, 1);
+    log.refuse_once("s");
+    first.cut().await;
+    second
+        .serve(pb::Serve {
+            role: "brain".to_owned(),
+            ..pb::Serve::default()
+        })
+        .await;
+    let again = second.handed().await;
+    assert_eq!((again.id.as_str(), again.attempt), ("q", 2));
+    second.send(last(&again, "done")).await;
+    assert_eq!(ann.answer("q").await.0, "done");
     gateway.stopped().await;
 }
 
