@@ -41,13 +41,7 @@ pub struct Interest {
 
 /// One connection's place in one session.
 pub struct Seat {
-    live: Arc<Live>,
-    link: Arc<Link>,
-    key: session::Seat,
-    view: View,
-    address: Arc<pb::Address>,
-    name: Str,
-    interest: Interest,
+    at: Placing,
     marked: AtomicBool,
     vacated: AtomicBool,
     /// May be held when the session's lock is taken, never the other way round.
@@ -128,24 +122,9 @@ pub struct Placing {
 
 impl Seat {
     /// A new seat, whose cursor begins as said.
-    pub fn new(placing: Placing, cursor: Cursor) -> Self {
-        let Placing {
-            live,
-            link,
-            key,
-            view,
-            address,
-            name,
-            interest,
-        } = placing;
+    pub fn new(at: Placing, cursor: Cursor) -> Self {
         Self {
-            live,
-            link,
-            key,
-            view,
-            address,
-            name,
-            interest,
+            at,
             marked: AtomicBool::new(false),
             vacated: AtomicBool::new(false),
             cursor: Mutex::new(cursor),
@@ -154,46 +133,46 @@ impl Seat {
 
     /// Its session.
     pub fn live(&self) -> &Arc<Live> {
-        &self.live
+        &self.at.live
     }
 
     /// Its connection.
     pub fn link(&self) -> &Arc<Link> {
-        &self.link
+        &self.at.link
     }
 
     /// Its place in the session.
     pub fn key(&self) -> session::Seat {
-        self.key
+        self.at.key
     }
 
     /// What `from` says of frames that come from here.
     pub fn address(&self) -> &Arc<pb::Address> {
-        &self.address
+        &self.at.address
     }
 
     /// The member's name.
     pub fn name(&self) -> &Str {
-        &self.name
+        &self.at.name
     }
 
     /// Whether it is told what concerns the circle.
     pub fn is_in(&self, circle: Circle) -> bool {
         match circle {
             Circle::All => true,
-            Circle::Presence => self.interest.presence,
-            Circle::Requests => self.interest.requests,
+            Circle::Presence => self.at.interest.presence,
+            Circle::Requests => self.at.interest.requests,
         }
     }
 
     /// Whether its connection is a member by it.
     pub fn is_member(&self) -> bool {
-        self.view == View::Member
+        self.at.view == View::Member
     }
 
     /// What it is shown.
     pub fn view(&self) -> View {
-        self.view
+        self.at.view
     }
 
     pub(super) fn cursor(&self) -> MutexGuard<'_, Cursor> {
@@ -220,7 +199,7 @@ impl Seat {
 
     /// Whether a frame is for this seat.
     pub fn sees(&self, frame: &Frame, cursor: &Cursor) -> bool {
-        match self.view {
+        match self.at.view {
             View::Asker => cursor.asked.contains(&frame.reply_to),
             View::Member => frame.to.as_deref().is_none_or(|to| self.is_for(to, frame)),
             View::Watcher => frame.to.as_deref().is_none_or(|to| to.member_id.is_empty()),
@@ -228,11 +207,16 @@ impl Seat {
     }
 
     fn is_for(&self, to: &pb::Address, frame: &Frame) -> bool {
-        let sent = || frame.from.as_deref().is_some_and(|from| from.member_id == *self.name);
+        let sent = || {
+            frame
+                .from
+                .as_deref()
+                .is_some_and(|from| from.member_id == *self.at.name)
+        };
         if !to.member_id.is_empty() {
-            return to.member_id == *self.name || sent();
+            return to.member_id == *self.at.name || sent();
         }
-        !to.multicast || to.role == self.address.role || sent()
+        !to.multicast || to.role == self.at.address.role || sent()
     }
 
     /// The frame that tells of a hole.
@@ -241,10 +225,10 @@ impl Seat {
             from_seq: from,
             to_seq: to,
             reason: reason as i32,
-            epoch: self.live.epoch().to_string(),
+            epoch: self.at.live.epoch().to_string(),
         };
         Frame {
-            session_id: self.live.id().clone(),
+            session_id: self.at.live.id().clone(),
             body: Body::Control(Box::new(Control::Gap(gap))),
             ..Frame::default()
         }
@@ -260,7 +244,7 @@ pub(super) struct Seats {
 impl Seats {
     fn find(&self, session: &str) -> Result<usize, usize> {
         self.by_session
-            .binary_search_by(|seat| seat.live.id().as_str().cmp(session))
+            .binary_search_by(|seat| seat.at.live.id().as_str().cmp(session))
     }
 
     pub fn len(&self) -> usize {
@@ -277,7 +261,7 @@ impl Seats {
 
     /// Puts the seat in place of the one that the session had.
     pub fn insert(&mut self, seat: Arc<Seat>) {
-        match self.find(seat.live.id()) {
+        match self.find(seat.at.live.id()) {
             Ok(at) => self.by_session[at] = seat,
             Err(at) => {
                 if self.by_session.is_empty() {
