@@ -118,7 +118,7 @@ impl Worker {
     /// It will hold a request of the session, at `tick`; by which connection it is reached.
     pub fn hold(&self, live: &Arc<Live>, tick: u32) -> Option<Arc<Link>> {
         let mut post = self.post();
-        let link = Arc::clone(post.link.as_ref()?);
+        let link = Arc::clone(post.link.as_ref().filter(|_| post.contact == Contact::Here)?);
         if post.asked.is_none_or(|asked| post.last_life(&link) >= asked) {
             post.asked = Some(tick);
         }
@@ -165,7 +165,7 @@ pub(super) struct Workers {
     by_name: HashMap<(Str, Str), Arc<Worker>>,
 }
 
-/// How a worker was before another connection served as it.
+/// How a worker was reached before another connection served as it, and where it may hold something.
 struct Before {
     link: Option<Arc<Link>>,
     sessions: Vec<Arc<Live>>,
@@ -240,14 +240,7 @@ impl Router {
         }
         let taken = match before {
             None => self.holds_still(&worker, &holds),
-            Some(before) => {
-                match &before.link {
-                    Some(old) => self.replace(&worker, old, batch),
-                    None if before.sessions.is_empty() => {}
-                    None => self.inner.counters.resumed.count(),
-                }
-                take_over(&worker, link, &before.sessions, &holds)
-            }
+            Some(before) => self.take_over(&worker, link, (&before, &holds), batch),
         };
         tracing::info!(connection = %link.name(), role = %offer.role, worker = %name, max_in_flight = offer.max_in_flight,
             held = taken.held.len(), lost = taken.lost.len(), draining = offer.draining, "worker serves");
@@ -271,15 +264,19 @@ impl Router {
         for (live, request) in taken.lost {
             self.end_or_retry(&live, &request, Cause::WorkerLost(worker.key), batch);
         }
-        let tickets = {
-            let post = worker.post();
-            match post.is_at(link) {
-                true => self.dispatch().register(worker.key, offer),
-                false => Vec::new(),
-            }
-        };
+        let tickets = self.begin(&worker, link, offer);
         self.hand_all(tickets, worker.key, batch);
         Ok(worker.key)
+    }
+
+    /// The worker has been told what it holds: the requests that it gets now, unless it is elsewhere again.
+    fn begin(&self, worker: &Worker, link: &Arc<Link>, offer: Offer) -> Vec<Ticket> {
+        let mut post = worker.post();
+        if !post.is_at(link) {
+            return Vec::new();
+        }
+        post.contact = Contact::Here;
+        self.dispatch().register(worker.key, offer)
     }
 
     fn check_roles(&self, link: &Link, role: &str) -> Result<(), Refusal> {
@@ -324,9 +321,9 @@ impl Router {
         };
         let mut post = worker.post();
         post.away_until = None;
-        post.contact = Contact::Here;
         let before = (!post.is_at(link)).then(|| {
             // Until it has been told what it holds, it gets nothing new.
+            post.contact = Contact::Away;
             self.dispatch().contact(worker.key, Contact::Away);
             post.asked = None;
             Before {
@@ -351,6 +348,29 @@ impl Router {
         old.tell(&Str::EMPTY, Control::Retired(retired));
         batch.touch_link(old);
         tracing::info!(connection = %old.name(), role = %worker.role, worker = %worker.name, "worker replaced by a newer connection");
+    }
+
+    /// What a worker keeps of what it held, now that it is reached by another connection.
+    fn take_over(
+        &self,
+        worker: &Worker,
+        link: &Link,
+        (before, holds): (&Before, &[pb::Hold]),
+        batch: &mut Batch,
+    ) -> TakenOver {
+        match &before.link {
+            Some(old) => self.replace(worker, old, batch),
+            None if before.sessions.is_empty() => {}
+            None => self.inner.counters.resumed.count(),
+        }
+        let mut taken = TakenOver {
+            unknown: holds.to_vec(),
+            ..TakenOver::default()
+        };
+        for live in &before.sessions {
+            resume(worker, link, (live, holds), &mut taken);
+        }
+        taken
     }
 
     /// What a worker that has its connection still holds of what it names.
@@ -483,23 +503,23 @@ impl Router {
                 post.contact = Contact::Here;
                 Felt::Back(self.dispatch().contact(worker.key, Contact::Here))
             }
-            Contact::Silent => Felt::Well,
-            _ if post.held.is_empty() => Felt::Well,
-            _ if quiet > worker.lease => {
+            Contact::Silent | Contact::Away => Felt::Well,
+            Contact::Here if post.held.is_empty() => Felt::Well,
+            Contact::Here if quiet > worker.lease => {
                 post.contact = Contact::Silent;
                 post.asked = Some(tick);
                 self.dispatch().contact(worker.key, Contact::Silent);
                 Felt::Lapsed(post.sessions())
             }
             // HTTP/2 asks by itself.
-            _ if quiet > worker.lease / 3 && link.form() != Form::Wire => match post.pinged {
+            Contact::Here if quiet > worker.lease / 3 && link.form() != Form::Wire => match post.pinged {
                 true => Felt::Well,
                 false => {
                     post.pinged = true;
                     Felt::Quiet(link)
                 }
             },
-            _ => {
+            Contact::Here => {
                 post.pinged = false;
                 Felt::Well
             }
@@ -577,27 +597,19 @@ impl Router {
     }
 }
 
-/// What the worker keeps of what it held, now that it is reached by another connection.
-fn take_over(worker: &Worker, link: &Link, sessions: &[Arc<Live>], holds: &[pb::Hold]) -> TakenOver {
-    let mut taken = TakenOver {
-        unknown: holds.to_vec(),
-        ..TakenOver::default()
-    };
-    for live in sessions {
-        let mut shared = live.lock();
-        for request in shared.session.held_by(worker.key) {
-            let named = holds
-                .iter()
-                .find(|hold| *live.id() == *hold.session_id && request == *hold.request_id);
-            let chunks = named.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
-            match named.zip(chunks) {
-                Some((hold, chunks)) => {
-                    taken.held.push(pb::Hold { chunks, ..hold.clone() });
-                    taken.unknown.retain(|other| other != hold);
-                }
-                None => taken.lost.push((Arc::clone(live), request)),
+/// What the worker keeps of what it held in one session.
+fn resume(worker: &Worker, link: &Link, (live, holds): (&Arc<Live>, &[pb::Hold]), taken: &mut TakenOver) {
+    let mut shared = live.lock();
+    for request in shared.session.held_by(worker.key) {
+        let is_it = |hold: &&pb::Hold| *live.id() == *hold.session_id && request == *hold.request_id;
+        let named = holds.iter().find(is_it);
+        let chunks = named.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
+        match named.zip(chunks) {
+            Some((hold, chunks)) => {
+                taken.held.push(pb::Hold { chunks, ..hold.clone() });
+                taken.unknown.retain(|other| other != hold);
             }
+            None => taken.lost.push((Arc::clone(live), request)),
         }
     }
-    taken
 }
