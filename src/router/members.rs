@@ -210,9 +210,9 @@ impl Router {
             let note = shared.presence(left);
             shared.note(note, Circle::Presence);
             batch.touch(live, Haste::Now);
-        } else if seat.view() == View::Asker {
-            shared.session.asker_gone(seat.name(), batch.now.mono);
         }
+        // What it asked before it joined, or without, it asked by the connection's name.
+        shared.session.asker_gone(seat.link().name(), batch.now.mono);
         self.arm(live, &mut shared);
     }
 

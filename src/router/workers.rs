@@ -115,7 +115,7 @@ impl Worker {
         self.post().is_at(link)
     }
 
-    /// It will hold a request of the session, at `tick`; by which connection it is reached.
+    /// It will hold a request of the session, at `tick`; by which connection it is reached, if it is.
     pub fn hold(&self, live: &Arc<Live>, tick: u32) -> Option<Arc<Link>> {
         let mut post = self.post();
         let link = Arc::clone(post.link.as_ref().filter(|_| post.contact == Contact::Here)?);

@@ -514,6 +514,11 @@ async fn cancelled_when_the_asker_is_gone(one: Face, other: Face) {
     worker.handed().await;
     guest.send(with(request("s", "guest", "brain"), cancel_after(0))).await;
     worker.handed().await;
+    let name = pb::Join {
+        member_id: "no-guest-any-more".to_owned(),
+        ..pb::Join::default()
+    };
+    guest.join("s", name).await;
     ann.cut().await;
     guest.cut().await;
     for id in ["gone", "guest"] {
