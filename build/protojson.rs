@@ -1,4 +1,5 @@
-//! Generates ProtoJSON for the messages and enums of `frame.proto`, all but `Frame`, which is written by hand.
+//! Generates ProtoJSON for the messages of `frame.proto`, all but `Frame`, which is written by hand, and for the answers of
+//! calls that the commands show.
 //!
 //! Owns the choice of reader and writer for each kind of field; those themselves are in `src/frame/protojson.rs`. It must
 //! never guess: a kind of field that it does not know ends the build.
@@ -9,16 +10,25 @@ use std::fmt::{self, Write};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
+/// Messages of other files that the commands show.
+const SHOWN: [&str; 5] = [
+    "WhyResponse",
+    "WorkerCounts",
+    "ListWorkersResponse",
+    "Worker",
+    "StatsResponse",
+];
+
 /// The text of `protojson.rs`, to be included where the generated types are.
 pub fn generate(descriptors: &FileDescriptorSet) -> Result<String, fmt::Error> {
-    let file = descriptors
-        .file
-        .iter()
-        .find(|file| file.name() == "twinspan/v1/frame.proto")
-        .expect("frame.proto must be among the files");
+    let ours = descriptors.file.iter().filter(|file| file.package() == "twinspan.v1");
     let mut out = String::from("use crate::frame::protojson as json;\n");
-    for message in file.message_type.iter().filter(|message| message.name() != "Frame") {
-        write_message(&mut out, message)?;
+    for file in ours {
+        let all = file.name() == "twinspan/v1/frame.proto";
+        let wanted = |name: &str| (all && name != "Frame") || SHOWN.contains(&name);
+        for message in file.message_type.iter().filter(|message| wanted(message.name())) {
+            write_message(&mut out, message)?;
+        }
     }
     Ok(out)
 }

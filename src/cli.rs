@@ -12,7 +12,11 @@ mod send;
 mod serve;
 mod settings;
 mod signals;
+mod stats;
 mod tail;
+mod terms;
+mod why;
+mod workers;
 
 use std::fmt;
 use std::future::Future;
@@ -51,6 +55,14 @@ enum Command {
     Call(call::Call),
     /// Print what a session holds and what happens in it
     Tail(tail::Tail),
+    /// Tell where a request is, and what it waits for
+    Why(why::Why),
+    /// List the workers, and what they are doing
+    Workers(workers::Workers),
+    /// Have a worker finish what it has, and give it nothing new
+    Drain(workers::Drain),
+    /// Print what was counted since the gateway started
+    Stats(stats::Stats),
     /// Print the settings in force, and where each came from
     Config(settings::Show),
 }
@@ -146,6 +158,10 @@ pub fn main() -> ExitCode {
         Command::Send(send) => on_one_core(send.run()),
         Command::Call(call) => on_one_core(call.run()),
         Command::Tail(tail) => on_one_core(tail.run()),
+        Command::Why(why) => on_one_core(why.run()),
+        Command::Workers(workers) => on_one_core(workers.run()),
+        Command::Drain(drain) => on_one_core(drain.run()),
+        Command::Stats(stats) => on_one_core(stats.run()),
         Command::Config(show) => show.run(),
     };
     done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)

@@ -33,6 +33,7 @@ pub use connection::{Connection, Sender};
 pub use error::{Error, Origin};
 pub use follow::{Follow, Followed, Start};
 
+use crate::frame::pb::admin_client::AdminClient;
 use crate::frame::pb::sessions_client::SessionsClient;
 
 /// The largest frame that a client takes from a gateway.
@@ -75,6 +76,11 @@ impl Client {
     /// The calls: sessions without a connection.
     pub fn sessions(&self) -> SessionsClient<Channel> {
         SessionsClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES)
+    }
+
+    /// The calls of operators: workers, and what was counted.
+    pub fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES)
     }
 
     /// Opens a connection: frames in both directions.

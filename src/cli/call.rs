@@ -1,19 +1,26 @@
 //! `twinspan call`: a request, and its answer as it comes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 
 use super::body::Said;
 use super::signals::Signals;
+use super::terms::Terms;
 use super::{Failure, Gateway, output};
 use crate::client::{Client, Connection, Error, Origin, unique_name};
-use crate::error::Reason;
 use crate::frame::{Body, Control, Frame, Str, pb};
+
+const ANSWERS: &str = "\
+An answer may begin again (--on-worker-loss=restart), when another worker goes on. What was printed of it by then stays
+printed, whether stdout is a terminal or not; it is void, which stderr tells, and the answer is printed anew from its
+beginning, on a line of its own. A program that must not see that says retry-if-silent, or reads `tail --json`.
+
+Ctrl-C cancels the request and waits for its end; a second one does not wait.";
 
 /// `twinspan call`.
 #[derive(Debug, Args)]
+#[command(after_long_help = ANSWERS)]
 pub struct Call {
     /// The role that is asked
     role: String,
@@ -26,15 +33,10 @@ pub struct Call {
     /// What to ask; otherwise it is read from stdin, as text
     #[command(flatten)]
     said: Said,
-    /// How long the answer may take in all
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
-    timeout: Duration,
     #[command(flatten)]
     gateway: Gateway,
-}
-
-fn duration(text: &str) -> Result<Duration, &'static str> {
-    crate::config::parse_duration(text).ok_or("a time with its unit, such as 500ms, 30s or 2m")
+    #[command(flatten)]
+    terms: Terms,
 }
 
 impl Call {
@@ -57,17 +59,6 @@ impl Call {
     }
 
     fn request(&self) -> Result<Frame, Failure> {
-        let duration = |time: Duration| {
-            prost_types::Duration::try_from(time)
-                .map_err(|error| Failure::new(Failure::USAGE, format!("--timeout: {error}")))
-        };
-        // A little less, so that the error tells when there was nobody to ask.
-        let accept = duration(self.timeout.mul_f64(0.9))?;
-        let timeouts = pb::Timeouts {
-            accept: Some(accept),
-            total: Some(duration(self.timeout)?),
-            ..pb::Timeouts::default()
-        };
         Ok(Frame {
             id: unique_name("call").into(),
             session_id: self.session.clone().unwrap_or_else(|| unique_name("call")).into(),
@@ -76,10 +67,7 @@ impl Call {
                 role: self.role.clone(),
                 ..pb::Address::default()
             })),
-            options: Some(Box::new(pb::RequestOptions {
-                timeouts: Some(timeouts),
-                ..pb::RequestOptions::default()
-            })),
+            options: Some(Box::new(self.terms.options()?)),
             body: self.said.clone().body_or_stdin()?,
             ..Frame::default()
         })
@@ -103,6 +91,7 @@ async fn ask(client: &Client, request: Frame) -> Result<(), Failure> {
                 if std::mem::replace(&mut interrupted, true) {
                     return answer.end(Err(Failure::new(Failure::INTERRUPTED, "")));
                 }
+                eprintln!("twinspan: cancelled, waiting for the end; once more to leave now");
                 answer.cancel(&connection).await?;
             }
             frame = connection.next() => {
@@ -141,7 +130,13 @@ impl Answer {
             Body::Data(data) => output::bytes(data)?,
             Body::Message(_) => self.line(&output::json(frame))?,
             Body::Error(error) => return Ok(Some(Err(failed((**error).clone())))),
-            Body::None | Body::Control(_) => {}
+            Body::Control(control) => {
+                if let Control::Restarted(restarted) = &**control {
+                    self.close_line()?;
+                    eprintln!("twinspan: {}", begins_again(restarted, frame.attempt));
+                }
+            }
+            Body::None => {}
         }
         Ok(frame.last.then_some(Ok(())))
     }
@@ -193,10 +188,17 @@ impl Answer {
     }
 }
 
+fn begins_again(restarted: &pb::Restarted, attempt: u32) -> String {
+    let why = restarted.error.clone().map(Error::from);
+    let why = why.map_or_else(String::new, |why| format!("{why}; "));
+    format!("{why}the answer begins again, attempt {attempt}; what was printed of it is void")
+}
+
+/// A cancelled request may be ended by its worker, which has reasons of its own.
 fn failed(error: pb::Error) -> Failure {
     let error = Error::from(error);
-    match error.known_reason() {
-        Some(Reason::RequestCancelled) => Failure::new(Failure::INTERRUPTED, error),
+    match error.code {
+        pb::Code::Cancelled => Failure::new(Failure::INTERRUPTED, error),
         _ => error.into(),
     }
 }
@@ -204,7 +206,7 @@ fn failed(error: pb::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Refusal;
+    use crate::error::{Reason, Refusal};
 
     fn answer() -> Answer {
         Answer {
@@ -265,5 +267,49 @@ mod tests {
             assert_eq!(failure.exit, exit, "{reason}");
             assert!(failure.message.starts_with(reason.row().name));
         }
+    }
+
+    #[test]
+    fn a_worker_may_end_a_cancelled_request_in_its_own_words() {
+        let error = pb::Error {
+            code: pb::Code::Cancelled.into(),
+            reason: "STOPPED".to_owned(),
+            ..pb::Error::default()
+        };
+        let failure = answer()
+            .take(&reply(Body::Error(Box::new(error))))
+            .unwrap()
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(failure.exit, 130);
+    }
+
+    #[test]
+    fn an_answer_that_begins_again_goes_on() {
+        let restarted = pb::Restarted {
+            error: Some(Refusal::new(Reason::WorkerLost, "gone").to_pb()),
+        };
+        assert_eq!(
+            begins_again(&restarted, 2),
+            "WORKER_LOST: gone; the answer begins again, attempt 2; what was printed of it is void"
+        );
+        let mut answer = answer();
+        answer.line_open = true;
+        let frame = reply(Body::Control(Box::new(Control::Restarted(restarted))));
+        assert!(answer.take(&frame).unwrap().is_none());
+        assert!(!answer.line_open, "the new answer begins on a line of its own");
+    }
+
+    #[test]
+    fn a_folded_frame_is_text_like_any_other() {
+        let mut answer = answer();
+        let folded = Frame {
+            seq: 9,
+            folded_from: 3,
+            index: Some(6),
+            ..reply(Body::Text("many words at once".into()))
+        };
+        assert!(answer.take(&folded).unwrap().is_none());
+        assert!(answer.line_open);
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::client::{Backoff, Client, Connection, Error, Sender};
 use crate::frame::{Body, Control, Frame, Str, pb};
@@ -55,10 +56,19 @@ async fn shift(client: &Client, role: &str) -> Result<(), Error> {
     .await
 }
 
+/// How an answer is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// With a word: the request was cancelled, and there is a moment to end it.
+    InGoodOrder,
+    /// Without one: the request is over, or another worker's.
+    Silently,
+}
+
 struct Shift {
     sender: Sender,
     answers: JoinSet<Key>,
-    running: HashMap<Key, AbortHandle>,
+    running: HashMap<Key, oneshot::Sender<Stop>>,
 }
 
 impl Shift {
@@ -70,7 +80,10 @@ impl Shift {
                     None => return Ok(()),
                 },
                 Some(ended) = self.answers.join_next() => {
-                    if let Ok(key) = ended {
+                    // The same request may be here again by now, as another attempt.
+                    if let Ok(key) = ended
+                        && self.running.get(&key).is_some_and(oneshot::Sender::is_closed)
+                    {
                         self.running.remove(&key);
                     }
                 }
@@ -83,8 +96,13 @@ impl Shift {
             Body::Control(control) => {
                 if let Control::Cancel(cancel) = &**control {
                     let key = (frame.session_id.clone(), Str::from(cancel.request_id.as_str()));
+                    let stop = match cancel.grace {
+                        Some(_) => Stop::InGoodOrder,
+                        None => Stop::Silently,
+                    };
                     if let Some(answer) = self.running.remove(&key) {
-                        answer.abort();
+                        // One that has just ended needs no stopping.
+                        answer.send(stop).ok();
                     }
                 }
             }
@@ -93,42 +111,62 @@ impl Shift {
             }
             _ if frame.attempt > 0 && frame.reply_to.is_empty() => {
                 let key = (frame.session_id.clone(), frame.id.clone());
-                let answer = self.answers.spawn(answer(self.sender.clone(), frame));
-                self.running.insert(key, answer);
+                let (stop, stopped) = oneshot::channel();
+                self.answers.spawn(answer(self.sender.clone(), frame, stopped));
+                self.running.insert(key, stop);
             }
             _ => {}
         }
     }
 }
 
-/// Streams the answer to one request.
-async fn answer(sender: Sender, request: Frame) -> Key {
-    let reply = |kind: &'static str, body| Frame {
+/// Streams the answer to one request, until it is told to stop.
+async fn answer(sender: Sender, request: Frame, stopped: oneshot::Receiver<Stop>) -> Key {
+    let stop = tokio::select! {
+        biased;
+        Ok(stop) = stopped => Some(stop),
+        () = say(&sender, &request) => None,
+    };
+    let last = match stop {
+        None => Some(reply(&request, "stream_end", Body::None)),
+        Some(Stop::InGoodOrder) => Some(reply(&request, "stream_end", Body::Error(Box::new(cancelled())))),
+        Some(Stop::Silently) => None,
+    };
+    if let Some(last) = last {
+        // A gateway that is gone ends the whole shift; nobody is left to be told here.
+        sender.send(Frame { last: true, ..last }).await.ok();
+    }
+    (request.session_id, request.id)
+}
+
+async fn say(sender: &Sender, request: &Frame) {
+    for word in said(&request.body).split_inclusive(char::is_whitespace) {
+        let chunk = reply(request, "stream_chunk", Body::Text(word.into()));
+        if sender.send(chunk).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn reply(request: &Frame, kind: &'static str, body: Body) -> Frame {
+    Frame {
         session_id: request.session_id.clone(),
         reply_to: request.id.clone(),
         attempt: request.attempt,
         r#type: Str::from_static(kind),
         body,
         ..Frame::default()
-    };
-    let said = said(&request.body);
-    for word in said.split_inclusive(char::is_whitespace) {
-        // A gateway that is gone ends the whole shift; nobody is left to be told here.
-        if sender
-            .send(reply("stream_chunk", Body::Text(word.into())))
-            .await
-            .is_err()
-        {
-            break;
-        }
-        tokio::time::sleep(PAUSE).await;
     }
-    let last = Frame {
-        last: true,
-        ..reply("stream_end", Body::None)
-    };
-    sender.send(last).await.ok();
-    (request.session_id, request.id)
+}
+
+fn cancelled() -> pb::Error {
+    pb::Error {
+        code: pb::Code::Cancelled.into(),
+        reason: "CANCELLED".to_owned(),
+        message: "the worker stopped, as it was told to".to_owned(),
+        ..pb::Error::default()
+    }
 }
 
 /// What the request says: its text, or that of a member of its payload that is likely to be it, or all of its payload.

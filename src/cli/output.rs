@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use std::time::Duration;
+
 use super::Failure;
 use crate::frame::{Body, Control, Frame, Types, pb};
 
@@ -50,13 +52,57 @@ pub fn json(frame: &Frame) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// What is shown where there is nothing.
+pub const NOTHING: &str = "-";
+
+/// A time of the day, to the second.
+pub fn time(at: Option<&prost_types::Timestamp>) -> String {
+    let at = at.map(ToString::to_string).unwrap_or_default();
+    at.get(11..19).unwrap_or("--:--:--").to_owned()
+}
+
+/// A span of time, to the millisecond.
+pub fn span(span: Option<&prost_types::Duration>) -> String {
+    let span = span.and_then(|span| Duration::try_from(*span).ok());
+    let millis = |span: Duration| Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+    span.map_or_else(|| NOTHING.to_owned(), |span| format!("{:?}", millis(span)))
+}
+
+/// An enum's value as people say it: without what all names of its type begin with.
+pub fn word(name: &str, prefix: &str) -> String {
+    let word = name.strip_prefix(prefix).unwrap_or(name);
+    word.to_lowercase().replace('_', " ")
+}
+
+/// A table: columns as wide as they need to be.
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells: Vec<_> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
 /// The frame in one line for people; none for what is of no interest to them.
 pub fn human(frame: &Frame) -> Option<String> {
-    if let Body::Control(control) = &frame.body {
-        return about(control);
-    }
-    let time = frame.timestamp.map(|at| at.to_string()).unwrap_or_default();
-    let time = time.get(11..19).unwrap_or("--:--:--");
+    let said = match &frame.body {
+        Body::Control(control) => match &**control {
+            Control::Restarted(restarted) => begins_again(restarted, frame.attempt),
+            other => return about(other),
+        },
+        body => said(body),
+    };
+    Some(format!("{}: {said}", header(frame)))
+}
+
+fn header(frame: &Frame) -> String {
+    let time = time(frame.timestamp.as_ref());
     let mut line = match frame.seq {
         0 => format!("#-     {time}"),
         seq => format!("#{seq:<5} {time}"),
@@ -71,9 +117,19 @@ pub fn human(frame: &Frame) -> Option<String> {
         line += &format!(" {}", frame.r#type);
     }
     if !frame.reply_to.is_empty() {
-        line += &format!(" (re {}{})", frame.reply_to, if frame.last { ", final" } else { "" });
+        let last = if frame.last { ", final" } else { "" };
+        let folded = match frame.folded_from {
+            0 => String::new(),
+            from => format!(", all from #{from}"),
+        };
+        line += &format!(" (re {}{last}{folded})", frame.reply_to);
     }
-    Some(format!("{line}: {}", said(&frame.body)))
+    line
+}
+
+fn begins_again(restarted: &pb::Restarted, attempt: u32) -> String {
+    let why = restarted.error.as_ref().map_or("", |error| error.reason.as_str());
+    format!("{why}: the answer begins again, attempt {attempt}; what came of it before is void")
 }
 
 fn addressee(to: &pb::Address) -> String {
@@ -133,19 +189,41 @@ fn about(control: &Control) -> Option<String> {
                 .map_or_else(String::new, |error| format!(": {}", error.reason));
             Some(format!("-- out of the session{why}"))
         }
+        Control::Retired(retired) => {
+            let why = retired
+                .error
+                .as_ref()
+                .map_or_else(String::new, |error| format!(": {}", error.reason));
+            let (role, worker) = (&retired.role, &retired.worker_id);
+            Some(format!("-- not the worker {worker} of the role {role} any more{why}"))
+        }
+        Control::RequestChanged(changed) => changed.request.as_ref().map(changed_to),
         Control::GoAway(_) => Some("-- the gateway is about to stop".to_owned()),
         Control::SessionChanged(changed) => {
             let state = changed
                 .session
                 .as_ref()
                 .map_or("?", |session| session.state().as_str_name());
-            Some(format!(
-                "-- the session changed: {}",
-                state.trim_start_matches("SESSION_STATE_").to_lowercase()
-            ))
+            Some(format!("-- the session changed: {}", word(state, "SESSION_STATE_")))
         }
         _ => None,
     }
+}
+
+fn changed_to(request: &pb::OpenRequest) -> String {
+    let (id, state) = (&request.request_id, state(request.state()));
+    match request.attempt {
+        0 => format!("-- request {id} for {}: {state}", request.role),
+        attempt => format!(
+            "-- request {id} for {}: {state}, attempt {attempt} by {}",
+            request.role, request.worker_id
+        ),
+    }
+}
+
+/// Where a request is, in a word.
+pub fn state(state: pb::RequestState) -> String {
+    word(state.as_str_name(), "REQUEST_STATE_")
 }
 
 #[cfg(test)]
@@ -180,6 +258,84 @@ mod tests {
             human(&frame).unwrap(),
             r"#12    22:13:20 demo/w-1 stream_chunk (re msg-123): two\nlines\u{1b}[2J"
         );
+    }
+
+    #[test]
+    fn a_folded_frame_tells_where_it_begins() {
+        let frame = Frame {
+            seq: 40,
+            folded_from: 12,
+            reply_to: "q".into(),
+            body: Body::Text("one two".into()),
+            ..Frame::default()
+        };
+        assert_eq!(human(&frame).unwrap(), "#40    --:--:-- (re q, all from #12): one two");
+    }
+
+    #[test]
+    fn an_answer_that_begins_again_is_told_in_its_place() {
+        let restarted = pb::Restarted {
+            error: Some(pb::Error {
+                reason: "WORKER_LOST".to_owned(),
+                ..pb::Error::default()
+            }),
+        };
+        let frame = Frame {
+            seq: 7,
+            attempt: 2,
+            reply_to: "q".into(),
+            body: Body::Control(Box::new(Control::Restarted(restarted))),
+            ..Frame::default()
+        };
+        assert_eq!(
+            human(&frame).unwrap(),
+            "#7     --:--:-- (re q): WORKER_LOST: the answer begins again, attempt 2; what came of it before is void"
+        );
+    }
+
+    #[test]
+    fn how_requests_and_workers_get_on() {
+        let changed = |request| about(&Control::RequestChanged(pb::RequestChanged { request: Some(request) })).unwrap();
+        let waiting = pb::OpenRequest {
+            request_id: "q".to_owned(),
+            role: "brain".to_owned(),
+            state: pb::RequestState::Waiting.into(),
+            ..pb::OpenRequest::default()
+        };
+        assert_eq!(changed(waiting.clone()), "-- request q for brain: waiting");
+        let assigned = pb::OpenRequest {
+            state: pb::RequestState::Assigned.into(),
+            worker_id: "w-1".to_owned(),
+            attempt: 2,
+            ..waiting
+        };
+        assert_eq!(changed(assigned), "-- request q for brain: assigned, attempt 2 by w-1");
+        let retired = pb::Retired {
+            role: "brain".to_owned(),
+            worker_id: "w-1".to_owned(),
+            error: Some(pb::Error {
+                reason: "WORKER_REPLACED".to_owned(),
+                ..pb::Error::default()
+            }),
+        };
+        assert_eq!(
+            about(&Control::Retired(retired)).unwrap(),
+            "-- not the worker w-1 of the role brain any more: WORKER_REPLACED"
+        );
+    }
+
+    #[test]
+    fn a_table_has_columns() {
+        let rows = [["ROLE", "STATE"], ["brain", "ready"], ["b", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(table(&rows), "ROLE   STATE\nbrain  ready\nb\n");
+    }
+
+    #[test]
+    fn spans_are_told_to_the_millisecond() {
+        let of = |seconds, nanos| span(Some(&prost_types::Duration { seconds, nanos }));
+        assert_eq!(of(29, 100_000_999), "29.1s");
+        assert_eq!(of(0, 2_000_000), "2ms");
+        assert_eq!(span(None), "-");
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub struct Tail {
     /// Begin with this many of the newest frames
     #[arg(long, value_name = "N", default_value_t = 0)]
     tail: u32,
+    /// Also print how its requests get on
+    #[arg(long)]
+    requests: bool,
     /// Print frames as JSON, one in a line
     #[arg(long)]
     json: bool,
@@ -30,6 +33,9 @@ impl Tail {
         let client = self.gateway.connect().await?;
         let start = self.after.map_or(Start::Tail(self.tail), Start::After);
         let mut follow = client.follow(&self.session, start);
+        if self.requests {
+            follow = follow.with_requests();
+        }
         loop {
             match follow.next().await? {
                 Followed::Frame(frame) => {

@@ -62,6 +62,13 @@ impl Follow {
         }
     }
 
+    /// Has `RequestChanged` come too.
+    #[must_use]
+    pub fn with_requests(mut self) -> Self {
+        self.request.requests = true;
+        self
+    }
+
     /// What comes next. An error is the end: trying again would not help. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Followed, Error> {
         match self.advance().await {
