@@ -52,6 +52,13 @@ def sessions(gateway):
 
 
 @pytest.fixture
+def admin(gateway):
+    """The Admin service."""
+    with support.channel(gateway) as channel:
+        yield support.admin(channel)
+
+
+@pytest.fixture
 def worker(gateway):
     """The example worker, serving the role `brain`."""
     worker = support.Worker(gateway)

@@ -1,10 +1,16 @@
-"""A backend in plain grpcio: serves a role and streams its answers.
+"""A backend in plain grpcio: serves a role, streams its answers, stops when it is told to, and outlives its connection.
 
-    python worker.py [ADDRESS] [ROLE]
+    python worker.py [ADDRESS] [ROLE] [WORKER_ID]
+
+SIGTERM has it finish what it has, take nothing new, and leave.
 """
 
+import os
 import queue
+import signal
+import socket
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +19,8 @@ from twinspan.v1 import frame_pb2 as pb
 from twinspan.v1 import gateway_pb2_grpc
 
 PAUSE = 0.03  # seconds between two words, as a model that thinks
+AGAIN = 1.0  # seconds until a lost connection is made anew
+AT_ONCE = 8  # requests
 
 
 def answer(query):
@@ -23,37 +31,138 @@ def answer(query):
     )
 
 
-def main(address="127.0.0.1:7080", role="brain"):
-    outgoing = queue.SimpleQueue()
-    at_work = set()
+class Task:
+    """A request, and its answer: so many chunks, and then the end, whose index is their number."""
 
-    def work(request):
-        held = (request.session_id, request.id)
-
-        def reply(**body):
-            outgoing.put(pb.Frame(session_id=request.session_id, reply_to=request.id, attempt=request.attempt, **body))
-
+    def __init__(self, request):
+        self.request = request
+        self.key = (request.session_id, request.id)
         # A request that asks for nothing has an empty query.
-        for word in answer(request.payload.struct_value.fields["query"].string_value).split(" "):
-            if held not in at_work:
-                return
-            reply(type="stream_chunk", text=word + " ")
-            time.sleep(PAUSE)
-        reply(type="stream_end", final=True)
-        at_work.discard(held)
+        query = request.payload.struct_value.fields["query"].string_value
+        self.chunks = [word + " " for word in answer(query).split(" ")]
+        self.index = 0  # of the next reply
+        self.error = None
 
-    with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(8) as pool:
-        outgoing.put(pb.Frame(serve=pb.Serve(role=role, max_in_flight=8)))
-        for frame in gateway_pb2_grpc.GatewayStub(channel).Attach(iter(outgoing.get, None)):
-            if frame.WhichOneof("body") == "serving":
-                print(f"serving {role} at {address}", flush=True)
-            elif frame.WhichOneof("body") == "cancel":
-                at_work.discard((frame.session_id, frame.cancel.request_id))
-            elif frame.WhichOneof("body") == "error":
+    def stop(self):
+        """What is there is all there will be, and the end says why."""
+        if self.index <= len(self.chunks):
+            self.chunks = self.chunks[: self.index]
+            self.error = pb.Error(code=pb.CANCELLED, reason="STOPPED", message="the worker was told to stop")
+
+    def reply(self):
+        frame = pb.Frame(session_id=self.key[0], reply_to=self.key[1], attempt=self.request.attempt, index=self.index)
+        if self.index < len(self.chunks):
+            frame.type, frame.text = "stream_chunk", self.chunks[self.index]
+        else:
+            frame.type, frame.final = "stream_end", True
+            if self.error:
+                frame.error.CopyFrom(self.error)
+        self.index += 1
+        return frame
+
+
+class Worker:
+    def __init__(self, address, role, worker_id):
+        self.address, self.role, self.worker_id = address, role, worker_id
+        self.changed = threading.Condition()  # guards all of these
+        self.at_work = {}  # until the gateway has acked the end
+        self.serving = self.draining = self.drained = self.done = False
+        self.outgoing = queue.SimpleQueue()
+
+    def run(self):
+        with ThreadPoolExecutor(AT_ONCE) as self.pool:
+            while not self.attend():
+                time.sleep(AGAIN)
+
+    def attend(self):
+        """One connection's worth of work; whether it was the last."""
+        self.outgoing = queue.SimpleQueue()
+        self.outgoing.put(self.serve())
+        try:
+            with grpc.insecure_channel(self.address) as channel:
+                for frame in gateway_pb2_grpc.GatewayStub(channel).Attach(iter(self.outgoing.get, None)):
+                    self.receive(frame)
+        except grpc.RpcError as error:
+            print(f"lost {self.address}: {error.details()}", flush=True)
+        self.outgoing.put(None)  # for grpcio's thread that reads it
+        with self.changed:
+            self.serving = False
+            if self.done or self.draining:
+                self.at_work.clear()
+            self.changed.notify_all()
+        return self.done or self.draining
+
+    def serve(self):
+        holds = [pb.Hold(session_id=s, request_id=r, attempt=task.request.attempt) for (s, r), task in self.at_work.items()]
+        serve = pb.Serve(role=self.role, worker_id=self.worker_id, max_in_flight=AT_ONCE, holds=holds, drain=self.draining)
+        return pb.Frame(serve=serve)
+
+    def drain(self):
+        self.draining = True
+        self.outgoing.put(self.serve())
+
+    def receive(self, frame):
+        body = frame.WhichOneof("body")
+        with self.changed:
+            if body == "serving":
+                self.resume(frame.serving)
+            elif body == "ack":
+                for accepted in frame.ack.accepted:
+                    task = self.at_work.get((accepted.session_id, accepted.reply_to))
+                    if task and accepted.index == len(task.chunks):
+                        del self.at_work[task.key]
+            elif body == "cancel":
+                task = self.at_work.get((frame.session_id, frame.cancel.request_id))
+                if task and frame.cancel.HasField("grace"):
+                    task.stop()
+                elif task:  # it is over, or another worker's
+                    del self.at_work[task.key]
+            elif body == "retired":
+                print(f"retired: {frame.retired.error.message}", flush=True)
+                self.done = True
+            elif body == "error":
                 print(f"refused: {frame.error.reason}: {frame.error.message}", flush=True)
             elif frame.attempt:
-                at_work.add((frame.session_id, frame.id))
-                pool.submit(work, frame)
+                task = Task(frame)
+                self.at_work[task.key] = task
+                self.pool.submit(self.work, task)
+            if self.drained and not self.at_work:
+                self.done = True
+            if self.done:
+                self.outgoing.put(None)  # we send no more; the gateway ends the stream
+            self.changed.notify_all()
+
+    def resume(self, serving):
+        """Goes on where the gateway is with each answer, and forgets those that it has given to others."""
+        if not self.serving:
+            held = {(hold.session_id, hold.request_id): hold.chunks for hold in serving.held}
+            self.at_work = {key: task for key, task in self.at_work.items() if key in held}
+            for key, task in self.at_work.items():
+                task.index = held[key]
+            print(f"serving {self.role} at {self.address} as {self.worker_id}", flush=True)
+        self.serving = True
+        self.drained = serving.draining  # from here on nothing new comes; an operator may have wanted it, too
+
+    def work(self, task):
+        def is_over():
+            return self.at_work.get(task.key) is not task
+
+        def has_turn():
+            return is_over() or (self.serving and task.index <= len(task.chunks))
+
+        while True:
+            with self.changed:
+                self.changed.wait_for(has_turn)
+                if is_over():
+                    return
+                self.outgoing.put(task.reply())
+            time.sleep(PAUSE)
+
+
+def main(address="127.0.0.1:7080", role="brain", worker_id=f"{socket.gethostname()}:{os.getpid()}"):
+    worker = Worker(address, role, worker_id)
+    signal.signal(signal.SIGTERM, lambda *_: worker.drain())
+    worker.run()
 
 
 if __name__ == "__main__":

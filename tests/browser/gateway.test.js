@@ -119,6 +119,35 @@ test("two pages of one session show the same answer", async () => {
   assert.equal(await text(other), await text(one));
 });
 
+test("a page stops an answer", async () => {
+  const page = await examplePage("stopped", "slow");
+  await page.click("button");
+  await longerThan(page, 10);
+  await page.click("#stop");
+  await done(page);
+  const [shown, source] = [await text(page), worker.answer("HEA synthesis")];
+  assert.ok(shown.length < source.length && source.startsWith(shown), shown);
+  await until(page, () => document.querySelector("#status").textContent === "ended: the worker was told to stop");
+});
+
+test("a page drops what came of an answer that begins again, and appends what comes folded", async () => {
+  const page = await examplePage("restarted");
+  const shown = await page.evaluate(() => {
+    const frames = [
+      { seq: "1", id: "q", to: { role: "brain" }, payload: {} },
+      { seq: "2", replyTo: "q", attempt: 1, index: 0, text: "half an ans" },
+      { seq: "3", replyTo: "q", attempt: 2, restarted: { error: { reason: "WORKER_LOST" } } },
+      { seq: "4", replyTo: "q", attempt: 2, index: 0, text: "a whole " },
+      { seq: "9", replyTo: "q", attempt: 2, index: 5, foldedFrom: "5", text: "answer, folded" },
+    ];
+    return frames.map((frame) => {
+      receive(frame);
+      return document.querySelector("#answer").textContent;
+    });
+  });
+  assert.deepEqual(shown, ["", "half an ans", "", "a whole ", "a whole answer, folded"]);
+});
+
 test("binary data is base64 to a page", async () => {
   const page = await blankPage();
   const bytes = await page.evaluate((url) => {

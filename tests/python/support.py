@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from twinspan.v1 import frame_pb2 as pb
-from twinspan.v1 import gateway_pb2_grpc, sessions_pb2_grpc
+from twinspan.v1 import admin_pb2_grpc, gateway_pb2_grpc, sessions_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("TWINSPAN_BINARY", ROOT / "target/debug/twinspan"))
@@ -298,7 +298,10 @@ class Stream(Peer):
         self.channel.close()
         self.reader.join(TIMEOUT)
 
-    vanish = close
+    def vanish(self):
+        """Goes away without a word: it does not even say that nothing more will come."""
+        self.closing = True
+        self.call.cancel()
 
 
 def peer(gateway, face):
@@ -313,6 +316,10 @@ def channel(gateway):
 
 def sessions(grpc_channel):
     return sessions_pb2_grpc.SessionsStub(grpc_channel)
+
+
+def admin(grpc_channel):
+    return admin_pb2_grpc.AdminStub(grpc_channel)
 
 
 def gateway_stub(grpc_channel):
@@ -344,3 +351,43 @@ class Worker:
         self.process.terminate()
         self.process.wait(TIMEOUT)
         self.process.stdout.close()
+
+
+class Relay:
+    """A way to the gateway that can be cut, and mends at once."""
+
+    def __init__(self, gateway):
+        self.gateway = gateway
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.ws_url = f"ws://{self.address}/v1/ws"
+        self.pairs = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.gateway.port))
+                self.pairs.append((near, far))
+                for one, other in [(near, far), (far, near)]:
+                    threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pump(one, other):
+        with contextlib.suppress(OSError):
+            while piece := one.recv(65536):
+                other.sendall(piece)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        while self.pairs:
+            for end in self.pairs.pop():
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.listener.close()
+        self.cut()

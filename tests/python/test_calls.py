@@ -4,6 +4,7 @@ import contextlib
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 from support import channel, refusal
 from support import sessions as stub
@@ -87,7 +88,9 @@ def test_frames_are_listed_in_pages_and_filtered(sessions):
     for number in range(1, 26):
         published = publish(sessions, "s", id=f"f{number}", type="odd" if number % 2 else "even", payload={"n": number})
         assert (published.id, published.seq, published.duplicate) == (f"f{number}", number, False)
-    assert publish(sessions, "s", id="f3", text="again").duplicate
+    assert publish(sessions, "s", id="f3", type="odd", payload={"n": 3}).duplicate
+    with refused("ALREADY_EXISTS", "ID_REUSED", seq="3"):
+        publish(sessions, "s", id="f3", text="something else")
     assert publish(sessions, "s", ephemeral=True, text="gone").seq == 0
 
     def listed(**query):
@@ -150,9 +153,9 @@ def test_a_call_cancels_a_request(sessions, attach):
     worker.serve("brain")
     publish(sessions, "s", id="q", type="query")
     worker.request()
-    cancel = calls.CancelRequest(session_id="s", request_id="q", reason="changed my mind")
+    cancel = calls.CancelRequest(session_id="s", request_id="q", reason="changed my mind", grace=Duration())
     assert sessions.Cancel(cancel).outcome == pb.CANCEL_OUTCOME_ACCEPTED
-    assert worker.expect("cancel")["cancel"]["requestId"] == "q"
+    assert worker.expect("cancel")["cancel"] == {"requestId": "q", "reason": "REQUEST_CANCELLED"}
     assert sessions.Cancel(cancel).outcome == pb.CANCEL_OUTCOME_ALREADY_ENDED
 
 

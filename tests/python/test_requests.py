@@ -76,7 +76,7 @@ def test_a_cancel_reaches_the_worker_and_ends_the_request(asker, attach):
     request = worker.request()
     worker.reply(request, text="one")
     # Any member may; the one who asked need not.
-    assert other.ask("cancelAck", sessionId="s", cancel={"requestId": "q", "reason": "enough"}) == {
+    assert other.ask("cancelAck", sessionId="s", cancel={"requestId": "q", "reason": "enough", "grace": "0s"}) == {
         "requestId": "q",
         "outcome": "CANCEL_OUTCOME_ACCEPTED",
     }
