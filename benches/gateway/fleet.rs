@@ -248,7 +248,7 @@ fn take_frames(place: usize, bytes: &[u8], browsers: &mut dyn Browsers, outgoing
 }
 
 /// Reads the answer to the opening handshake; returns what came after it.
-fn read_opening(stream: &mut std::net::TcpStream) -> Result<Vec<u8>> {
+pub fn read_opening(stream: &mut std::net::TcpStream) -> Result<Vec<u8>> {
     const END: &[u8] = b"\r\n\r\n";
     let mut answer = Vec::new();
     let mut piece = [0; 1024];

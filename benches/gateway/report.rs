@@ -106,6 +106,32 @@ fn figure(figure: f64, digits: usize) -> String {
     }
 }
 
+/// Prints the head of a table of waits.
+pub fn latency_head(title: &str) {
+    println!("\n{title}");
+    println!(
+        "{:52} {:>8} {:>10} {:>10} {:>10}",
+        "", "samples", "p50 us", "p99 us", "max us"
+    );
+}
+
+/// Prints one line of it.
+pub fn latency_line(what: &str, waits: &[Duration]) {
+    let mut waits = waits.to_vec();
+    waits.sort_unstable();
+    let at = |percent: usize| {
+        let place = (waits.len() * percent / 100).min(waits.len().saturating_sub(1));
+        waits.get(place).map_or(f64::NAN, |wait| wait.as_secs_f64() * 1e6)
+    };
+    println!(
+        "{what:52} {:>8} {:>10} {:>10} {:>10}",
+        waits.len(),
+        figure(at(50), 0),
+        figure(at(99), 0),
+        figure(at(100), 0),
+    );
+}
+
 /// The median of some figures, and their range.
 pub struct Stats {
     pub median: f64,

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::server::{NamedService, StreamingService};
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
@@ -32,45 +32,84 @@ const QUEUED_FRAMES: usize = 256;
 const WINDOW_BYTES: u32 = 1 << 20;
 const PACER_STEP: Duration = Duration::from_millis(1);
 
-/// `twinspan.v1.Frame`, as far as a worker needs it.
+/// `twinspan.v1.Frame`, as far as it is needed here.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Frame {
+pub struct Frame {
     #[prost(string, tag = "1")]
-    id: String,
+    pub id: String,
     #[prost(string, tag = "2")]
-    session_id: String,
+    pub session_id: String,
+    #[prost(message, optional, tag = "6")]
+    pub to: Option<Address>,
+    #[prost(uint64, tag = "7")]
+    pub seq: u64,
     #[prost(string, tag = "8")]
-    reply_to: String,
+    pub reply_to: String,
     #[prost(bool, tag = "9")]
-    last: bool,
+    pub last: bool,
+    #[prost(message, optional, tag = "11")]
+    pub options: Option<RequestOptions>,
     #[prost(uint32, tag = "12")]
-    attempt: u32,
+    pub attempt: u32,
     #[prost(bytes = "bytes", optional, tag = "16")]
-    payload: Option<Bytes>,
+    pub payload: Option<Bytes>,
     #[prost(string, optional, tag = "19")]
-    text: Option<String>,
+    pub text: Option<String>,
     #[prost(message, optional, tag = "22")]
-    error: Option<Error>,
+    pub error: Option<Error>,
     #[prost(message, optional, tag = "38")]
-    serve: Option<Serve>,
+    pub serve: Option<Serve>,
     #[prost(bytes = "bytes", optional, tag = "39")]
-    serving: Option<Bytes>,
+    pub serving: Option<Bytes>,
+    #[prost(message, optional, tag = "41")]
+    pub cancel: Option<Cancel>,
+    #[prost(message, optional, tag = "45")]
+    pub ping: Option<Ping>,
+    #[prost(message, optional, tag = "46")]
+    pub pong: Option<Ping>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Error {
-    #[prost(string, tag = "2")]
-    reason: String,
-    #[prost(string, tag = "3")]
-    message: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Serve {
+pub struct Address {
     #[prost(string, tag = "1")]
-    role: String,
+    pub role: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RequestOptions {
+    #[prost(int32, tag = "2")]
+    pub on_worker_loss: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Error {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub reason: String,
+    #[prost(string, tag = "3")]
+    pub message: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Serve {
+    #[prost(string, tag = "1")]
+    pub role: String,
     #[prost(uint32, tag = "3")]
-    max_in_flight: u32,
+    pub max_in_flight: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Cancel {
+    #[prost(string, tag = "1")]
+    pub request_id: String,
+}
+
+/// A pong has the same form.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Ping {
+    #[prost(string, tag = "1")]
+    pub data: String,
 }
 
 /// How a worker answers a request.
@@ -172,7 +211,12 @@ async fn work(gateway: SocketAddr, answer: Answer, serving: std::sync::mpsc::Sen
             ..Frame::default()
         })
         .await?;
-    let mut incoming = attach(gateway, outgoing).await?;
+    let channel = Endpoint::from_shared(format!("http://{gateway}"))?
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .connect()
+        .await?;
+    let mut incoming = attach(channel, outgoing).await?;
     // Bounded by what the gateway hands out at once.
     let (requests, queue) = mpsc::unbounded_channel();
     let answering = tokio::spawn(answer_all(queue, frames, answer));
@@ -191,12 +235,8 @@ async fn work(gateway: SocketAddr, answer: Answer, serving: std::sync::mpsc::Sen
     answering.await?
 }
 
-async fn attach(gateway: SocketAddr, outgoing: mpsc::Receiver<Frame>) -> Result<Streaming<Frame>> {
-    let channel = Endpoint::from_shared(format!("http://{gateway}"))?
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .connect()
-        .await?;
+/// Opens a stream of frames in both directions.
+pub async fn attach(channel: Channel, outgoing: mpsc::Receiver<Frame>) -> Result<Streaming<Frame>> {
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await?;
     let path = PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
