@@ -2,7 +2,8 @@
 //! worker to another one's having its request. One at a time, on a gateway that does nothing else, and on one that streams.
 //!
 //! The figure is wall time, since that is what people wait for: from before the frame is written, or the socket is ended, to
-//! the frame's having been read. The yardstick is a ping, which the gateway answers by itself.
+//! the frame's having been read. The yardstick is a ping, which the gateway answers by itself. Before each sample there is a
+//! pause, in which the gateway falls asleep, as it would have.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ const CANCELS: u32 = 2_000;
 const LOSSES: u32 = 500;
 /// Of all that is measured here, before anything counts.
 const WARM_UP: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// `WORKER_LOSS_RESTART`
 const RESTART: i32 = 3;
@@ -37,6 +39,8 @@ const CHUNKS: u32 = 500;
 const PACE: Duration = Duration::from_millis(20);
 const CROWD_LIMIT: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(50);
+/// Until all of the crowd is being streamed to.
+const GATHERING: Duration = Duration::from_millis(500);
 
 pub fn measure(options: &Options) -> Result<()> {
     let Some(server) = options.gateway() else {
@@ -153,10 +157,14 @@ impl Scene<'_> {
 }
 
 fn samples(count: u32, mut once: impl FnMut(u32) -> Result<Duration>) -> Result<Vec<Duration>> {
+    let mut sample = |place| {
+        std::thread::sleep(PAUSE);
+        once(place)
+    };
     for place in 0..WARM_UP {
-        once(place)?;
+        sample(place)?;
     }
-    (WARM_UP..WARM_UP + count).map(once).collect()
+    (WARM_UP..WARM_UP + count).map(sample).collect()
 }
 
 fn request(id: &str) -> Frame {
@@ -216,6 +224,7 @@ impl Crowd {
         let over = Arc::new(AtomicBool::new(false));
         let mut listening = Listening {
             over: Arc::clone(&over),
+            began: Instant::now(),
             asked: 0,
         };
         let browsers = std::thread::spawn(move || {
@@ -223,6 +232,7 @@ impl Crowd {
                 eprintln!("the load has ended: {error}");
             }
         });
+        std::thread::sleep(GATHERING);
         Ok(Self {
             over,
             browsers: Some(browsers),
@@ -243,7 +253,8 @@ impl Drop for Crowd {
 /// All browsers of a crowd. Who is answered asks again.
 struct Listening {
     over: Arc<AtomicBool>,
-    asked: u64,
+    began: Instant,
+    asked: usize,
 }
 
 impl Listening {
@@ -257,10 +268,16 @@ impl Listening {
 
 impl Browsers for Listening {
     fn tick(&mut self, now: Instant, out: &mut Outgoing) -> Option<Instant> {
-        if self.asked == 0 {
-            (0..SESSIONS).for_each(|browser| self.ask(browser, out));
+        // Spread over a beat, so that not all are streamed to at the same moment.
+        let turn = |browser: usize| self.began + PACE * browser as u32 / SESSIONS as u32;
+        let due = (self.asked..SESSIONS)
+            .take_while(|browser| turn(*browser) <= now)
+            .count();
+        let next = (self.asked + due < SESSIONS).then(|| turn(self.asked + due));
+        for _ in 0..due {
+            self.ask(self.asked, out);
         }
-        Some(now + LOOK)
+        next.or(Some(now + LOOK))
     }
 
     fn message(&mut self, message: Message<'_>, out: &mut Outgoing) -> Result<()> {
