@@ -694,17 +694,18 @@ impl<F> Session<F> {
         let Some(hold) = open.hold().filter(|_| grace > Duration::ZERO) else {
             return Ok(Cancelled::Now);
         };
-        let stop = Effect::Stop {
-            worker: hold.worker,
-            request: id.clone(),
-            why: Stop::Cancelled(grace),
-        };
+        let id = id.clone();
         let cancelling = Cancelling {
             until: now.mono + grace,
             message: message.to_owned(),
         };
-        self.requests.cancel(request, cancelling, now);
-        Ok(Cancelled::Asked(vec![stop]))
+        let until = self.requests.cancel(request, cancelling, now);
+        let left = until.map_or(grace, |until| until.saturating_duration_since(now.mono));
+        Ok(Cancelled::Asked(vec![Effect::Stop {
+            worker: hold.worker,
+            request: id,
+            why: Stop::Cancelled(left),
+        }]))
     }
 
     /// What was said when the request was cancelled, if it was.

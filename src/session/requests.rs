@@ -327,7 +327,8 @@ impl<F> Request<F> {
             (self.cancelling.as_ref().map(|cancelling| cancelling.until), Due::Cancel),
             (Some(self.total_until), Due::Total),
             (self.gone_until, Due::AskerGone),
-            (self.phase_until, of_phase),
+            // Once cancelled, it is not to be any quicker.
+            (self.phase_until.filter(|_| self.cancelling.is_none()), of_phase),
         ]
     }
 
@@ -599,15 +600,18 @@ impl<F> Requests<F> {
         Some(open.chunks())
     }
 
-    /// Its worker is to end it by itself until then.
-    pub fn cancel(&mut self, request: &str, cancelling: Cancelling, now: Now) {
-        self.change(request, |open| {
-            open.changed_at = now.wall;
-            match &mut open.cancelling {
-                Some(before) => before.until = before.until.min(cancelling.until),
-                none => *none = Some(cancelling),
+    /// Its worker is to end it by itself until then, or until an earlier cancel has it; when that is.
+    pub fn cancel(&mut self, request: &str, cancelling: Cancelling, now: Now) -> Option<Instant> {
+        self.change(request, |open| match &mut open.cancelling {
+            Some(before) => {
+                before.until = before.until.min(cancelling.until);
+                before.until
             }
-        });
+            none => {
+                open.changed_at = now.wall;
+                none.insert(cancelling).until
+            }
+        })
     }
 
     /// The member that asked is gone, or back.

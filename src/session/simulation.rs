@@ -74,7 +74,8 @@ struct Open {
 impl Open {
     fn deadlines(&self) -> impl Iterator<Item = (Due, Instant)> {
         let accept = self.held.is_none().then_some((Due::Accept, self.accept_until));
-        let begun = self.held.as_ref().map(|held| held.chunks > 0);
+        let begun = self.held.as_ref().filter(|_| self.cancel_until.is_none());
+        let begun = begun.map(|held| held.chunks > 0);
         let quiet = begun.zip(self.quiet_until).map(|(begun, until)| match begun {
             true => (Due::Idle, until),
             false => (Due::FirstChunk, until),
@@ -681,7 +682,10 @@ impl World {
             Cancelled::Asked(effects) => {
                 assert!(open.held.is_some());
                 let until = self.now.mono + grace;
-                open.cancel_until = Some(open.cancel_until.map_or(until, |before| before.min(until)));
+                let until = open.cancel_until.map_or(until, |before| before.min(until));
+                open.cancel_until = Some(until);
+                let told = matches!(effects[..], [Effect::Stop { why: Stop::Cancelled(left), .. }] if left == until - self.now.mono);
+                assert!(told, "its worker learns how long it has");
                 self.carry_out(effects);
             }
         }
