@@ -140,6 +140,7 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
             .add_service(reflection().build_v1().map_err(unreflected)?)
             .add_service(reflection().build_v1alpha().map_err(unreflected)?)
             .into_axum_router()
+            .layer(axum::middleware::map_request(async |request| grpc::note_end(request)))
             .layer(tonic_web::GrpcWebLayer::new());
     // Added after the layer, which answers 400 to all HTTP/1 that is not gRPC-Web.
     let all = grpc.merge(plain::routes(router)).fallback(plain::not_found);

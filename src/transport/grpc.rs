@@ -2,8 +2,10 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use axum::body::{Body, HttpBody};
 use bytes::{Buf, BufMut, Bytes};
 use tokio_stream::Stream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -76,6 +78,47 @@ impl Decoder for FrameCodec {
     }
 }
 
+/// Whether the peer has ended its half of a stream by itself. hyper and tonic let a stream that was reset look the same.
+#[derive(Clone, Debug, Default)]
+struct Ended(Arc<AtomicBool>);
+
+/// The body of a request, which notes how it ends.
+struct Half {
+    body: Body,
+    ended: Ended,
+}
+
+impl HttpBody for Half {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_ready() && self.body.is_end_stream() {
+            self.ended.0.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Has the request note how its body ends.
+pub fn note_end(mut request: http::Request<Body>) -> http::Request<Body> {
+    let ended = Ended::default();
+    request.extensions_mut().insert(ended.clone());
+    request.map(|body| Body::new(Half { body, ended }))
+}
+
 /// Serves `Gateway.Attach`.
 #[derive(Clone)]
 pub struct Attach {
@@ -95,6 +138,7 @@ impl stub::gateway_server::Gateway for Attach {
 
     async fn attach(&self, request: Request<Streaming<Inbound>>) -> Result<Response<Outlet>, Status> {
         let life = tcp::life(request.extensions(), &self.router);
+        let ended = request.extensions().get::<Ended>().cloned().unwrap_or_default();
         let link = self
             .router
             .attach(Form::Wire, None, life)
@@ -103,6 +147,7 @@ impl stub::gateway_server::Gateway for Attach {
         let inlet = GrpcInlet {
             messages: request.into_inner(),
             limit: self.router.limits().frame_bytes,
+            ended,
         };
         tokio::spawn(tokio::task::coop::unconstrained(Drive::new(
             &self.router,
@@ -141,13 +186,16 @@ impl Drop for Outlet {
 struct GrpcInlet {
     messages: Streaming<Inbound>,
     limit: usize,
+    ended: Ended,
 }
 
 impl Inlet for GrpcInlet {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
         Pin::new(&mut self.messages).poll_next(cx).map(|next| match next {
             Some(Ok(Inbound(bytes))) => Incoming::Message(Message::Binary(bytes)),
-            None => Incoming::HalfClosed,
+            None if self.ended.0.load(Ordering::Relaxed) => Incoming::HalfClosed,
+            // The stream was reset.
+            None => Incoming::Closed(Bytes::new()),
             Some(Err(status)) => broken(&status, self.limit),
         })
     }

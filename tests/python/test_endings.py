@@ -118,6 +118,32 @@ def test_a_worker_that_stays_away_is_lost_after_its_grace(asker, attach):
     assert asker.answer("q")[-1]["error"]["reason"] == "WORKER_LOST"
 
 
+def test_a_stream_that_is_reset_is_no_goodbye(asker, attach):
+    worker = attach("grpc")
+    worker.serve("brain", workerId="w")
+    ask(asker)
+    request = worker.request()
+    worker.reply(request, text="one", attempt=1)
+    asker.expect(lambda frame: frame.get("text") == "one")
+    worker.vanish()
+    again = attach("grpc")
+    hold = {"sessionId": "s", "requestId": "q", "attempt": 1}
+    assert again.serve("brain", workerId="w", holds=[hold])["held"] == [hold | {"chunks": 1}]
+    again.reply(request, text="two", attempt=1, final=True)
+    last = asker.answer("q")[-1]
+    assert (last["text"], last["index"], last["from"]["role"]) == ("two", 1, "brain")
+
+
+@pytest.mark.parametrize("leaving", ["grpc", "json"])
+def test_a_worker_that_takes_its_leave_is_lost_at_once(asker, attach, leaving):
+    worker = attach(leaving)
+    worker.serve("brain", workerId="w", grace="300s")
+    ask(asker)
+    worker.request()
+    worker.close()
+    assert asker.answer("q")[-1]["error"]["reason"] == "WORKER_LOST"
+
+
 def test_another_worker_begins_anew_and_members_are_told(asker, attach):
     worker, other = attach("json"), attach("grpc")
     worker.serve("brain")
