@@ -122,9 +122,7 @@ impl Script {
                 command = told.recv() => {
                     let Some(()) = command else { return };
                     pause = None;
-                    for (asked, said) in paused.drain(..) {
-                        finish(&mut peer, &asked, said).await;
-                    }
+                    take_turns(&mut peer, std::mem::take(&mut paused), &heard).await;
                 }
             }
         }
@@ -148,6 +146,11 @@ pub fn source(attempt: usize, chunks: usize) -> String {
 /// The whole text of an attempt.
 pub fn whole(attempt: usize) -> String {
     source(attempt, CHUNKS) + &end_token(attempt as u32)
+}
+
+/// How many replies made up a text, the final one included.
+fn replies(text: &str) -> usize {
+    text.matches(' ').count() + usize::from(text.ends_with('.'))
 }
 
 fn token(attempt: u32, index: usize) -> String {
@@ -193,6 +196,12 @@ pub async fn say(worker: &mut Peer, asked: &Frame, chunks: std::ops::Range<usize
     }
 }
 
+/// Sends what is left of an answer.
+pub async fn finish(worker: &mut Peer, asked: &Frame, said: usize) {
+    say(worker, asked, said..CHUNKS).await;
+    worker.send(final_reply(asked)).await;
+}
+
 fn final_reply(asked: &Frame) -> Frame {
     Frame {
         attempt: asked.attempt,
@@ -200,10 +209,26 @@ fn final_reply(asked: &Frame) -> Frame {
     }
 }
 
-/// Sends what is left of an answer.
-pub async fn finish(worker: &mut Peer, asked: &Frame, said: usize) {
-    say(worker, asked, said..CHUNKS).await;
-    worker.send(final_reply(asked)).await;
+/// Sends what is left of several answers, one reply of each at a time, never further ahead than the gateway can follow.
+async fn take_turns(worker: &mut Peer, mut left: Vec<(Frame, usize)>, heard: &impl Fn(Frame)) {
+    while !left.is_empty() {
+        for (asked, said) in &mut left {
+            match *said < CHUNKS {
+                true => say(worker, asked, *said..*said + 1).await,
+                false => worker.send(final_reply(asked)).await,
+            }
+            *said += 1;
+        }
+        left.retain(|(_, said)| *said <= CHUNKS);
+        worker.control("", Control::Ping(pb::Ping::default())).await;
+        loop {
+            let Ok(frame) = worker.receive().await else { return };
+            if matches!(control(&frame), Some(Control::Pong(_))) {
+                break;
+            }
+            heard(frame);
+        }
+    }
 }
 
 /// Joins sessions, each after what is known of it.
@@ -254,6 +279,11 @@ impl Accounts {
     /// The answer in the session, once it was asked for.
     pub fn answer(&self, place: usize) -> Option<&Answer> {
         self.0[place].answers.get(REQUEST)
+    }
+
+    /// How many replies of the first attempt there were.
+    pub fn replies(&self, place: usize) -> usize {
+        self.answer(place).map_or(0, |answer| replies(&answer.attempts[0]))
     }
 
     /// All that was told of the answers: the text of each attempt, and the end.

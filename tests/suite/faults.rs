@@ -1,12 +1,16 @@
 //! The fault matrix: at every chunk of an answer, its worker, its client or both are killed, stopped, or lose their connection,
 //! under each policy. Every request ends once, and what is told of it is one attempt's text at a time, whole.
+//!
+//! All are still when it happens, so that it happens exactly there; a worker is also struck in full flow, wherever that is.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Control, Frame, pb};
 
-use crate::account::{Account, End};
+use crate::account::{Account, Answer, End};
 use crate::actors::*;
 use crate::harness::*;
 use crate::scenarios;
@@ -15,7 +19,9 @@ scenarios! {
     a_worker_is_killed
     a_client_is_killed
     both_are_killed
+    a_worker_is_killed_in_full_flow
     a_worker_is_stopped
+    a_worker_is_stopped_in_full_flow
     a_client_is_stopped
     both_are_stopped
     all_take_a_nap
@@ -42,24 +48,23 @@ enum Victim {
     Both,
 }
 
+/// When.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// Each answer is at its place, and all are still.
+    Still,
+    /// The worker is sending what is left.
+    Flow,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Case {
+    moment: Moment,
     fault: Fault,
     victim: Victim,
     policy: pb::WorkerLoss,
     client: Face,
     worker: Face,
-}
-
-/// Says which case it was if it fails.
-struct Told(Case);
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("failed: {:?}", self.0);
-        }
-    }
 }
 
 const POLICIES: [pb::WorkerLoss; 3] = [
@@ -76,18 +81,21 @@ fn is_retried(policy: pb::WorkerLoss, chunks: usize) -> bool {
     }
 }
 
-/// What everybody is told of the answers if their worker was lost at each place, for this reason.
-fn told_of_loss(policy: pb::WorkerLoss, reason: Reason) -> Vec<(Vec<String>, Option<End>)> {
-    let told = |place| match is_retried(policy, place) {
-        true => (vec![source(1, place), whole(2)], Some(End::Answered)),
-        false => (vec![source(1, place)], Some(failed(reason))),
-    };
-    (0..PLACES).map(told).collect()
+/// All that is told of one answer: the text of each attempt, and the end.
+type Told = (Vec<String>, Option<End>);
+
+/// What everybody is told of an answer if its worker was lost after so many replies, for this reason.
+fn told_of_loss(policy: pb::WorkerLoss, reason: Reason, replies: usize) -> Told {
+    match is_retried(policy, replies) {
+        _ if replies > CHUNKS => told_of_nothing(),
+        true => (vec![source(1, replies), whole(2)], Some(End::Answered)),
+        false => (vec![source(1, replies)], Some(failed(reason))),
+    }
 }
 
 /// What everybody is told if nothing was lost.
-fn told_of_nothing() -> Vec<(Vec<String>, Option<End>)> {
-    vec![(vec![whole(1)], Some(End::Answered)); PLACES]
+fn told_of_nothing() -> Told {
+    (vec![whole(1)], Some(End::Answered))
 }
 
 fn failed(reason: Reason) -> End {
@@ -128,11 +136,14 @@ impl Case {
         }
     }
 
-    fn expected(&self) -> Vec<(Vec<String>, Option<End>)> {
-        match self.loss() {
-            Some(reason) => told_of_loss(self.policy, reason),
-            None => told_of_nothing(),
-        }
+    /// What is to be told of the answers, if their first attempts got so far.
+    fn expected(&self, replies: impl Fn(usize) -> usize) -> Vec<Told> {
+        let told = |place| match (self.loss(), self.moment) {
+            (None, _) => told_of_nothing(),
+            (Some(reason), Moment::Still) => told_of_loss(self.policy, reason, place),
+            (Some(reason), Moment::Flow) => told_of_loss(self.policy, reason, replies(place)),
+        };
+        (0..PLACES).map(told).collect()
     }
 
     async fn strike(&self, actor: &mut Actor) {
@@ -142,8 +153,15 @@ impl Case {
         }
     }
 
+    /// Says which case it was if it fails.
     async fn run(self) {
-        let _told = Told(self);
+        if let Err(panic) = AssertUnwindSafe(self.play()).catch_unwind().await {
+            eprintln!("failed: {self:?}");
+            resume_unwind(panic);
+        }
+    }
+
+    async fn play(self) {
         let gateway = Gateway::with(|config| {
             config.limits.lease = self.lease();
             config.fold = self.policy != pb::WorkerLoss::Fail;
@@ -168,6 +186,11 @@ impl Case {
             .until_each("the places", |place, answer| answer.chunks as usize == place)
             .await;
 
+        if self.moment == Moment::Flow {
+            worker.go_on();
+            let begun = |place, answer: &Answer| place > 0 || answer.chunks >= 10;
+            eve.until_each("the flow", begun).await;
+        }
         if self.hits_client() {
             self.strike(&mut client).await;
         }
@@ -195,8 +218,9 @@ impl Case {
                 told.push(client.accounts.told());
             }
         }
+        let expected = self.expected(|place| eve.accounts.replies(place));
         for told in told {
-            assert_eq!(told, self.expected());
+            assert_eq!(told, expected);
         }
         if self.fault == Fault::Stop && self.hits_client() {
             // It has slept over its own succession.
@@ -208,33 +232,31 @@ impl Case {
 
     /// The requests are taken away from the worker, and another one comes.
     async fn replace(&self, gateway: &Gateway, eve: &mut Reader, worker: &mut Actor) {
-        let policy = self.policy;
-        eve.until_each("the loss", |place, answer| match is_retried(policy, place) {
-            true => answer.restarts() == 1,
-            false => answer.end.is_some(),
-        })
-        .await;
+        eve.until_each("the loss", |_, answer| answer.restarts() == 1 || answer.end.is_some())
+            .await;
         let mut second = Actor::here(Script {
             part: Part::Worker(Pause::Halfway),
             face: across(self.worker),
             address: gateway.address,
         });
-        eve.until_each("half of the new answers", |place, answer| {
-            !is_retried(policy, place) || answer.chunks as usize == CHUNKS / 2
+        eve.until_each("half of the new answers", |_, answer| {
+            answer.end.is_some() || answer.chunks as usize == CHUNKS / 2
         })
         .await;
         if self.fault == Fault::Stop {
-            self.sleepwalk(gateway, worker).await;
+            self.sleepwalk(gateway, &eve.accounts, worker).await;
         }
         second.go_on();
         eve.until_each("the ends", |_, answer| answer.end.is_some()).await;
     }
 
     /// The worker is woken, and says what is left of its attempts: it is told each time that this is not wanted any more.
-    async fn sleepwalk(&self, gateway: &Gateway, worker: &mut Actor) {
-        worker.go_on();
+    async fn sleepwalk(&self, gateway: &Gateway, accounts: &Accounts, worker: &mut Actor) {
+        if self.moment == Moment::Still {
+            worker.go_on();
+        }
         worker.wake();
-        let left: usize = (0..PLACES).map(|place| CHUNKS - place + 1).sum();
+        let left: usize = (0..PLACES).map(|place| CHUNKS + 1 - accounts.replies(place)).sum();
         for _ in 0..left {
             let (place, error) = worker
                 .until("a refusal", |frame| match &frame.body {
@@ -242,7 +264,7 @@ impl Case {
                     _ => None,
                 })
                 .await;
-            let reason = match is_retried(self.policy, place) {
+            let reason = match is_retried(self.policy, accounts.replies(place)) {
                 true => Reason::Superseded,
                 false => Reason::RequestEnded,
             };
@@ -315,9 +337,10 @@ impl Heir {
     }
 }
 
-async fn all_policies(fault: Fault, victim: Victim, client: Face, worker: Face) {
+async fn all_policies(moment: Moment, fault: Fault, victim: Victim, (client, worker): (Face, Face)) {
     let run = |policy| {
         let case = Case {
+            moment,
             fault,
             victim,
             policy,
@@ -331,32 +354,41 @@ async fn all_policies(fault: Fault, victim: Victim, client: Face, worker: Face) 
 }
 
 async fn a_worker_is_killed(one: Face, other: Face) {
-    all_policies(Fault::Kill, Victim::Worker, one, other).await;
+    all_policies(Moment::Still, Fault::Kill, Victim::Worker, (one, other)).await;
+}
+
+async fn a_worker_is_killed_in_full_flow(one: Face, other: Face) {
+    all_policies(Moment::Flow, Fault::Kill, Victim::Worker, (one, other)).await;
 }
 
 async fn a_client_is_killed(one: Face, other: Face) {
-    all_policies(Fault::Kill, Victim::Client, one, other).await;
+    all_policies(Moment::Still, Fault::Kill, Victim::Client, (one, other)).await;
 }
 
 async fn both_are_killed(one: Face, other: Face) {
-    all_policies(Fault::Kill, Victim::Both, one, other).await;
+    all_policies(Moment::Still, Fault::Kill, Victim::Both, (one, other)).await;
 }
 
 async fn a_worker_is_stopped(one: Face, other: Face) {
-    all_policies(Fault::Stop, Victim::Worker, one, other).await;
+    all_policies(Moment::Still, Fault::Stop, Victim::Worker, (one, other)).await;
+}
+
+async fn a_worker_is_stopped_in_full_flow(one: Face, other: Face) {
+    all_policies(Moment::Flow, Fault::Stop, Victim::Worker, (one, other)).await;
 }
 
 async fn a_client_is_stopped(one: Face, other: Face) {
-    all_policies(Fault::Stop, Victim::Client, one, other).await;
+    all_policies(Moment::Still, Fault::Stop, Victim::Client, (one, other)).await;
 }
 
 async fn both_are_stopped(one: Face, other: Face) {
-    all_policies(Fault::Stop, Victim::Both, one, other).await;
+    all_policies(Moment::Still, Fault::Stop, Victim::Both, (one, other)).await;
 }
 
 async fn all_take_a_nap(one: Face, other: Face) {
     let run = |victim| {
         let case = Case {
+            moment: Moment::Still,
             fault: Fault::Nap,
             victim,
             policy: pb::WorkerLoss::Restart,
@@ -410,8 +442,9 @@ async fn a_worker_comes_back(one: Face, other: Face) {
         finish(&mut worker, asked, place.saturating_sub(1)).await;
     }
     eve.until_each("the ends", |_, answer| answer.end.is_some()).await;
-    assert_eq!(eve.accounts.told(), told_of_nothing());
-    assert_eq!(logged(&gateway).await.told(), told_of_nothing());
+    let expected = vec![told_of_nothing(); PLACES];
+    assert_eq!(eve.accounts.told(), expected);
+    assert_eq!(logged(&gateway).await.told(), expected);
     gateway.stopped().await;
 }
 
@@ -427,7 +460,8 @@ async fn a_worker_comes_back_and_knows_of_nothing(one: Face, other: Face) {
             finish(&mut worker, &asked, 0).await;
         }
         eve.until_each("the ends", |_, answer| answer.end.is_some()).await;
-        let expected = told_of_loss(policy, Reason::WorkerLost);
+        let told = |place| told_of_loss(policy, Reason::WorkerLost, place);
+        let expected: Vec<_> = (0..PLACES).map(told).collect();
         assert_eq!(eve.accounts.told(), expected, "{policy:?}");
         assert_eq!(logged(&gateway).await.told(), expected, "{policy:?}");
         gateway.stopped().await;
