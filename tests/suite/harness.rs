@@ -98,11 +98,7 @@ impl Gateway {
     }
 
     pub async fn peer(&self, face: Face) -> Peer {
-        match face {
-            Face::Grpc => self.grpc().await,
-            Face::Json => self.websocket("", Some("twinspan.v1.json")).await,
-            Face::Binary => self.websocket("", Some("twinspan.v1.proto")).await,
-        }
+        Peer::at(self.address, face).await
     }
 
     /// A peer that has joined, and its `Joined`.
@@ -149,50 +145,8 @@ impl Gateway {
         self.sessions().await.why(why).await.unwrap().into_inner()
     }
 
-    async fn grpc(&self) -> Peer {
-        let tasks = Tasks::default();
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        let endpoint = endpoint.executor(tasks.clone());
-        let channel = patiently("a gRPC connection", endpoint.connect()).await.unwrap();
-        let mut client = tonic::client::Grpc::new(channel);
-        client.ready().await.unwrap();
-        let (send, frames) = mpsc::unbounded_channel::<Frame>();
-        let path = http::uri::PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
-        let codec = ProstCodec::<Frame, Frame>::default();
-        let request = tonic::Request::new(UnboundedReceiverStream::new(frames));
-        let answer = patiently("the stream", client.streaming(request, path, codec))
-            .await
-            .unwrap();
-        Peer {
-            wire: Wire::Grpc {
-                send: Some(send),
-                frames: answer.into_inner(),
-                tasks,
-            },
-            types: Types::default(),
-        }
-    }
-
     pub async fn websocket(&self, query: &str, protocol: Option<&str>) -> Peer {
-        let mut request = format!("ws://{}/v1/ws{query}", self.address)
-            .into_client_request()
-            .unwrap();
-        if let Some(protocol) = protocol {
-            request
-                .headers_mut()
-                .insert("sec-websocket-protocol", protocol.parse().unwrap());
-        }
-        let (socket, _) = patiently("the handshake", tokio_tungstenite::connect_async(request))
-            .await
-            .unwrap();
-        let binary = protocol == Some("twinspan.v1.proto");
-        Peer {
-            wire: Wire::WebSocket {
-                socket: Box::new(socket),
-                binary,
-            },
-            types: Types::default(),
-        }
+        Peer::websocket(self.address, query, protocol).await
     }
 }
 
@@ -281,6 +235,59 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// A peer of the gateway at this address, in whichever process that is.
+    pub async fn at(address: SocketAddr, face: Face) -> Self {
+        match face {
+            Face::Grpc => Self::grpc(address).await,
+            Face::Json => Self::websocket(address, "", Some("twinspan.v1.json")).await,
+            Face::Binary => Self::websocket(address, "", Some("twinspan.v1.proto")).await,
+        }
+    }
+
+    async fn grpc(address: SocketAddr) -> Self {
+        let tasks = Tasks::default();
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let endpoint = endpoint.executor(tasks.clone());
+        let channel = patiently("a gRPC connection", endpoint.connect()).await.unwrap();
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.unwrap();
+        let (send, frames) = mpsc::unbounded_channel::<Frame>();
+        let path = http::uri::PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
+        let codec = ProstCodec::<Frame, Frame>::default();
+        let request = tonic::Request::new(UnboundedReceiverStream::new(frames));
+        let answer = patiently("the stream", client.streaming(request, path, codec))
+            .await
+            .unwrap();
+        Self {
+            wire: Wire::Grpc {
+                send: Some(send),
+                frames: answer.into_inner(),
+                tasks,
+            },
+            types: Types::default(),
+        }
+    }
+
+    async fn websocket(address: SocketAddr, query: &str, protocol: Option<&str>) -> Self {
+        let mut request = format!("ws://{address}/v1/ws{query}").into_client_request().unwrap();
+        if let Some(protocol) = protocol {
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", protocol.parse().unwrap());
+        }
+        let (socket, _) = patiently("the handshake", tokio_tungstenite::connect_async(request))
+            .await
+            .unwrap();
+        let binary = protocol == Some("twinspan.v1.proto");
+        Self {
+            wire: Wire::WebSocket {
+                socket: Box::new(socket),
+                binary,
+            },
+            types: Types::default(),
+        }
+    }
+
     pub async fn send(&mut self, frame: Frame) {
         match &mut self.wire {
             Wire::Grpc { send, .. } => send.as_ref().unwrap().send(frame).unwrap(),
@@ -607,4 +614,52 @@ pub fn error(frame: &Frame) -> &pb::Error {
 
 pub fn is(error: &pb::Error, reason: Reason) -> bool {
     error.reason == reason.row().name && error.code == reason.row().code as i32
+}
+
+/// SplitMix64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len() as u64) as usize]
+    }
+
+    /// Text of some length, often with characters that JSON escapes.
+    pub fn text(&mut self) -> String {
+        const PARTS: [&str; 14] = [
+            "a",
+            "Z",
+            "0",
+            " ",
+            "\"",
+            "\\",
+            "/",
+            "\n",
+            "\u{1}",
+            "\0",
+            "é",
+            "€",
+            "😀",
+            "\u{7F}\u{2028}",
+        ];
+        let len = *self.pick(&[0, 1, 3, 7, 8, 9, 20, 40, 130, 300]);
+        let plain = self.one_in(2);
+        (0..len).map(|_| if plain { "x" } else { *self.pick(&PARTS) }).collect()
+    }
 }

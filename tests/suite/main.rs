@@ -1,18 +1,22 @@
 //! The integration tests, one binary: scenarios that are written once and run over both faces, the calls, the edges that
-//! strangers touch, the store's failures, and frames in both forms.
+//! strangers touch, the store's failures, processes that are killed and stopped, a storm, and frames in both forms.
 
 #![allow(clippy::unwrap_used, reason = "in tests")]
 
+mod account;
+mod actors;
 mod calls;
 mod drain;
 mod edges;
 mod endings;
+mod faults;
 mod folding;
 mod harness;
 mod protojson;
 mod requests;
 mod sessions;
 mod store;
+mod storm;
 mod upkeep;
 
 /// Runs each scenario over all pairs of faces.

@@ -11,57 +11,14 @@ use prost_reflect::{
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Frame, Payload, Rules, Str, Types};
 
+use crate::harness::Random;
+
 const ROUNDS: u64 = 4000;
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len() as u64) as usize]
-    }
-
     fn integer(&mut self) -> u64 {
         let bits = self.below(65);
         self.next().checked_shr(64 - bits as u32).unwrap_or(0)
-    }
-
-    fn text(&mut self) -> String {
-        const PARTS: [&str; 14] = [
-            "a",
-            "Z",
-            "0",
-            " ",
-            "\"",
-            "\\",
-            "/",
-            "\n",
-            "\u{1}",
-            "\0",
-            "é",
-            "€",
-            "😀",
-            "\u{7F}\u{2028}",
-        ];
-        let len = *self.pick(&[0, 1, 3, 7, 8, 9, 20, 40, 130, 300]);
-        let plain = self.one_in(2);
-        (0..len).map(|_| if plain { "x" } else { *self.pick(&PARTS) }).collect()
     }
 
     fn number(&mut self) -> f64 {
