@@ -13,6 +13,7 @@ mod requests;
 mod seat;
 mod sessions;
 mod timers;
+mod why;
 mod workers;
 
 use std::collections::HashMap;

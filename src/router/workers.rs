@@ -608,6 +608,9 @@ fn resume(worker: &Worker, link: &Link, (live, holds): (&Arc<Live>, &[pb::Hold])
             Some((hold, chunks)) => {
                 taken.held.push(pb::Hold { chunks, ..hold.clone() });
                 taken.unknown.retain(|other| other != hold);
+                // A loss that the log had not taken yet is none any more.
+                let is_this = |(id, cause): &(Str, Cause)| *id == request && cause.lost() == Some(worker.key);
+                shared.unended.retain(|unended| !is_this(unended));
             }
             None => taken.lost.push((Arc::clone(live), request)),
         }

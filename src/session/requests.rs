@@ -130,7 +130,7 @@ impl Cause {
     }
 
     /// The worker whose loss it is.
-    pub(super) fn lost(self) -> Option<WorkerKey> {
+    pub fn lost(self) -> Option<WorkerKey> {
         match self {
             Cause::WorkerLost(worker) | Cause::LeaseExpired(worker) => Some(worker),
             _ => None,
@@ -420,6 +420,8 @@ impl<F> Request<F> {
 #[derive(Debug)]
 pub(super) struct Requests<F> {
     open: HashMap<Str, Request<F>>,
+    /// How many of them wait for their turn.
+    queued: usize,
     ended: VecDeque<Ended>,
     sticky: Vec<(Str, WorkerKey)>,
     /// Never later than the earliest deadline; it may be earlier, since ends do not move it.
@@ -430,6 +432,7 @@ impl<F> Default for Requests<F> {
     fn default() -> Self {
         Self {
             open: HashMap::new(),
+            queued: 0,
             ended: VecDeque::new(),
             sticky: Vec::new(),
             earliest: None,
@@ -476,6 +479,7 @@ impl<F> Requests<F> {
 
     pub fn open(&mut self, id: Str, request: Request<F>) {
         self.wake_at(request.next_deadline());
+        self.queued += usize::from(matches!(request.phase, Phase::Queued));
         self.open.insert(id, request);
     }
 
@@ -525,6 +529,7 @@ impl<F> Requests<F> {
 
     pub fn close(&mut self, request: &str, ended: (Outcome, u64, SystemTime), remember: usize) -> Option<Request<F>> {
         let (id, open) = self.open.remove_entry(request)?;
+        self.queued -= usize::from(matches!(open.phase, Phase::Queued));
         if self.ended.len() >= remember {
             self.ended.pop_front();
         }
@@ -543,11 +548,15 @@ impl<F> Requests<F> {
 
     /// The first of the role that waited for its turn, if it has come.
     pub fn next_in_turn(&mut self, role: &str, now: Now) -> Option<Str> {
+        if self.queued == 0 {
+            return None;
+        }
         let (id, first) = self.of_role(role).into_iter().next()?;
         if !matches!(first.phase, Phase::Queued) {
             return None;
         }
         let id = id.clone();
+        self.queued -= 1;
         self.change(&id, |open| {
             // The time to wait for a worker has run since the beginning.
             let until = open.phase_until;

@@ -430,20 +430,6 @@ async fn the_newer_of_two_wins(one: Face, other: Face) {
     gateway.stopped().await;
 }
 
-async fn cancel(peer: &mut Peer, request: &str, grace: i64) -> pb::CancelOutcome {
-    let cancel = pb::Cancel {
-        request_id: request.to_owned(),
-        reason: "enough".to_owned(),
-        grace: Some(ms(grace).unwrap_or_default()),
-    };
-    peer.control("s", Control::Cancel(cancel)).await;
-    peer.until("the cancel's answer", |frame| match control(frame) {
-        Some(Control::CancelAck(ack)) => Some(ack.outcome()),
-        _ => None,
-    })
-    .await
-}
-
 async fn a_cancelled_worker_ends_it_itself(one: Face, other: Face) {
     let gateway = Gateway::start().await;
     let mut worker = gateway.worker(other, "brain", 1).await;
@@ -451,7 +437,7 @@ async fn a_cancelled_worker_ends_it_itself(one: Face, other: Face) {
     let mut bob = gateway.member(other, "s", "bob").await;
     ann.send(request("s", "q", "brain")).await;
     let asked = worker.handed().await;
-    assert_eq!(cancel(&mut bob, "q", 60_000).await, pb::CancelOutcome::Accepted);
+    assert_eq!(bob.cancel("s", "q", 60_000).await, pb::CancelOutcome::Accepted);
     assert_eq!(worker.stopped().await.grace, ms(60_000));
     let why = gateway.why("s", "q").await;
     assert_eq!(why.state(), pb::RequestState::Cancelling);
@@ -471,7 +457,7 @@ async fn a_cancelled_worker_ends_it_itself(one: Face, other: Face) {
     assert_eq!(text, "as far as I came");
     assert_eq!(error(&last).reason, "STOPPED");
     assert_eq!(last.from.unwrap().role, "brain");
-    assert_eq!(cancel(&mut ann, "q", 0).await, pb::CancelOutcome::AlreadyEnded);
+    assert_eq!(ann.cancel("s", "q", 0).await, pb::CancelOutcome::AlreadyEnded);
     assert_eq!(gateway.why("s", "q").await.state(), pb::RequestState::Cancelled);
     gateway.stopped().await;
 }
@@ -482,7 +468,7 @@ async fn a_cancelled_worker_that_does_not_care(one: Face, other: Face) {
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
     let asked = worker.handed().await;
-    assert_eq!(cancel(&mut ann, "q", 50).await, pb::CancelOutcome::Accepted);
+    assert_eq!(ann.cancel("s", "q", 50).await, pb::CancelOutcome::Accepted);
     assert_eq!(worker.stopped().await.grace, ms(50));
     assert_eq!(worker.stopped().await.grace, None, "now it is over");
     let last = ann.answer("q").await.1;
@@ -653,7 +639,7 @@ async fn one_after_the_other(one: Face, other: Face) {
     let why = gateway.why("s", "3").await;
     assert_eq!((why.state(), why.behind.as_str()), (pb::RequestState::Queued, "2"));
     assert_eq!(why.waits_for(), pb::WaitsFor::ItsTurn);
-    assert_eq!(cancel(&mut ann, "2", 0).await, pb::CancelOutcome::Accepted);
+    assert_eq!(ann.cancel("s", "2", 0).await, pb::CancelOutcome::Accepted);
     worker.send(last(&first, "")).await;
     assert_eq!(worker.handed().await.id, "3");
     gateway.stopped().await;
@@ -834,7 +820,7 @@ async fn who_wants_to_know_is_told(one: Face, other: Face) {
     worker.handed().await;
     let state = pb::RequestState::Assigned;
     assert_eq!(told(&mut ann).await, ("q".to_owned(), state, "w".to_owned()));
-    assert_eq!(cancel(&mut ann, "q", 60_000).await, pb::CancelOutcome::Accepted);
+    assert_eq!(ann.cancel("s", "q", 60_000).await, pb::CancelOutcome::Accepted);
     let state = pb::RequestState::Cancelling;
     assert_eq!(told(&mut ann).await, ("q".to_owned(), state, "w".to_owned()));
     gateway.stopped().await;

@@ -428,6 +428,21 @@ impl Peer {
         .await
     }
 
+    /// Has a request cancelled, and gives its worker so many milliseconds.
+    pub async fn cancel(&mut self, session: &str, request: &str, grace: i64) -> pb::CancelOutcome {
+        let cancel = pb::Cancel {
+            request_id: request.to_owned(),
+            reason: "enough".to_owned(),
+            grace: Some(ms(grace).unwrap_or_default()),
+        };
+        self.control(session, Control::Cancel(cancel)).await;
+        self.until("the cancel's answer", |frame| match control(frame) {
+            Some(Control::CancelAck(ack)) => Some(ack.outcome()),
+            _ => None,
+        })
+        .await
+    }
+
     /// Loses the connection, as when a cable is pulled: the gateway is not told goodbye.
     pub async fn cut(self) {
         if let Wire::Grpc { tasks, .. } = &self.wire {

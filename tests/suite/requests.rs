@@ -1,7 +1,5 @@
 //! Requests and workers.
 
-use std::time::Duration;
-
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Control, Frame, pb};
 
@@ -26,25 +24,6 @@ scenarios! {
     ids_of_open_requests_are_unique
     late_joiners_see_the_open_requests
     a_worker_that_reads_nothing_is_let_go
-}
-
-async fn cancel(peer: &mut Peer, request: &str) -> pb::CancelOutcome {
-    cancel_within(peer, request, 60_000).await
-}
-
-/// Has a request cancelled, and gives its worker so many milliseconds.
-async fn cancel_within(peer: &mut Peer, request: &str, grace: u64) -> pb::CancelOutcome {
-    let cancel = pb::Cancel {
-        request_id: request.to_owned(),
-        grace: prost_types::Duration::try_from(Duration::from_millis(grace)).ok(),
-        ..pb::Cancel::default()
-    };
-    peer.control("s", Control::Cancel(cancel)).await;
-    peer.until("the cancel's answer", |frame| match control(frame) {
-        Some(Control::CancelAck(ack)) => Some(ack.outcome()),
-        _ => None,
-    })
-    .await
 }
 
 async fn an_answer_is_streamed(one: Face, other: Face) {
@@ -156,22 +135,18 @@ async fn cancelled_while_it_runs(one: Face, other: Face) {
     worker.send(chunk(&asked, "so far")).await;
     bob.until("the first chunk", |frame| (frame.reply_to == "q").then_some(()))
         .await;
-    assert_eq!(cancel(&mut bob, "q").await, pb::CancelOutcome::Accepted);
+    assert_eq!(bob.cancel("s", "q", 60_000).await, pb::CancelOutcome::Accepted);
     let told = worker.stopped().await;
     assert_eq!(
         (told.request_id.as_str(), told.reason.as_str()),
         ("q", "REQUEST_CANCELLED")
     );
     assert!(told.grace.is_some(), "it has a moment");
-    assert_eq!(
-        cancel_within(&mut bob, "q", 0).await,
-        pb::CancelOutcome::Accepted,
-        "twice"
-    );
+    assert_eq!(bob.cancel("s", "q", 0).await, pb::CancelOutcome::Accepted, "twice");
     let told = worker.stopped().await;
     assert_eq!((told.request_id.as_str(), told.grace), ("q", None), "it is over");
-    assert_eq!(cancel(&mut bob, "q").await, pb::CancelOutcome::AlreadyEnded);
-    assert_eq!(cancel(&mut bob, "never").await, pb::CancelOutcome::NotFound);
+    assert_eq!(bob.cancel("s", "q", 60_000).await, pb::CancelOutcome::AlreadyEnded);
+    assert_eq!(bob.cancel("s", "never", 60_000).await, pb::CancelOutcome::NotFound);
     worker
         .send(Frame {
             id: "late".into(),
@@ -192,7 +167,7 @@ async fn cancelled_while_it_waits(one: Face, other: Face) {
     let mut ann = gateway.member(one, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;
     ann.acked("q").await;
-    assert_eq!(cancel(&mut ann, "q").await, pb::CancelOutcome::Accepted);
+    assert_eq!(ann.cancel("s", "q", 60_000).await, pb::CancelOutcome::Accepted);
     assert!(is(error(&ann.answer("q").await.1), Reason::RequestCancelled));
     let mut worker = gateway.worker(other, "brain", 1).await;
     worker.hears_nothing().await;
