@@ -24,7 +24,7 @@ pub struct Joining {
     pub start: Start,
     /// What it is told beyond what is for everybody.
     pub interest: Interest,
-    /// `Member` or `Watcher`.
+    /// What it is to be shown.
     pub view: View,
 }
 
@@ -47,23 +47,7 @@ impl Router {
         let before = link.seat(session);
         self.check_joins(link, before.is_some())?;
         let (live, _) = self.open(session)?;
-        let address = pb::Address {
-            role: joining.role.to_string(),
-            member_id: joining.name.to_string(),
-            ..pb::Address::default()
-        };
-        let placing = Placing {
-            live: Arc::clone(&live),
-            link: Arc::clone(link),
-            key: session::Seat {
-                connection: link.id(),
-                number: self.next_id(),
-            },
-            view: joining.view,
-            address: Arc::new(address),
-            name: joining.name.clone(),
-            interest: joining.interest,
-        };
+        let placing = self.placing(link, &live, &joining);
         let mut shared = live.lock();
         shared.check_here(session)?;
         let mut entry = shared.enter(&placing, &joining, batch)?;
@@ -107,6 +91,26 @@ impl Router {
         Ok(())
     }
 
+    fn placing(&self, link: &Arc<Link>, live: &Arc<Live>, joining: &Joining) -> Placing {
+        let address = pb::Address {
+            role: joining.role.to_string(),
+            member_id: joining.name.to_string(),
+            ..pb::Address::default()
+        };
+        Placing {
+            live: Arc::clone(live),
+            link: Arc::clone(link),
+            key: session::Seat {
+                connection: link.id(),
+                number: self.next_id(),
+            },
+            view: joining.view,
+            address: Arc::new(address),
+            name: joining.name.clone(),
+            interest: joining.interest,
+        }
+    }
+
     fn check_joins(&self, link: &Link, is_in: bool) -> Result<(), Refusal> {
         let limit = self.limits().joins;
         if !is_in && link.places().seats.len() >= limit {
@@ -123,22 +127,14 @@ impl Router {
             return Ok(seat.cursor().ask(request));
         }
         self.check_joins(link, false)?;
-        let address = pb::Address {
-            member_id: link.name().to_string(),
-            ..pb::Address::default()
-        };
-        let placing = Placing {
-            live: Arc::clone(live),
-            link: Arc::clone(link),
-            key: session::Seat {
-                connection: link.id(),
-                number: self.next_id(),
-            },
-            view: View::Asker,
-            address: Arc::new(address),
+        let asking = Joining {
             name: link.name().clone(),
+            role: Str::EMPTY,
+            start: Start::default(),
             interest: Interest::default(),
+            view: View::Asker,
         };
+        let placing = self.placing(link, live, &asking);
         let mut shared = live.lock();
         shared.check_here(live.id())?;
         shared.check_seats()?;
