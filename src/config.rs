@@ -140,7 +140,7 @@ settings! {
     "routes" Routes routes,
         "Which frame type is a request to which role, for frames with neither `to` nor `reply_to`: `routes = { query = \"brain\" }`.";
     "roles" Roles limits.per_role,
-        "What is said of single roles: `lease`, how long a worker may show no life and keep its requests, and `concurrency`, how requests of one session get along that do not say (`parallel`, `queue`, `reject`, `replace`): `roles = { brain = { lease = \"30s\", concurrency = \"queue\" } }`.";
+        "What is said of single roles: `lease`, how long a worker may show no life and keep its requests, and `concurrency`, how requests of one session get along that do not say (`parallel`, `queue`, `reject`, `replace`): `roles = { brain = { lease = \"30s\", concurrency = \"queue\" } }`. In the environment and behind a flag the same TOML: `{ brain = { lease = \"30s\" } }`.";
     "log.format" ["log-format"] Format log_format,
         "The form of the gateway's own log on stderr: `text` for people, `json` for machines.";
     "log.filter" Filter log_filter,

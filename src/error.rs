@@ -141,7 +141,7 @@ reasons! {
     AskerGone "ASKER_GONE" Cancelled None, final,
         "The member that asked was gone for longer than the request allows (`options.on_disconnect`).";
     WorkerLost "WORKER_LOST" Unavailable None, retry,
-        "The worker that held the request disconnected before its final reply, and did not come back for it within its grace.";
+        "The worker that held the request disconnected before its final reply, and did not come back within its grace, or came back without it.";
     LeaseExpired "LEASE_EXPIRED" Unavailable None, retry,
         "The worker that held the request showed no life for its lease.";
     AttemptsExhausted "ATTEMPTS_EXHAUSTED" Aborted None, retry,

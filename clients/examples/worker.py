@@ -113,7 +113,9 @@ class Worker:
                         del self.at_work[task.key]
             elif body == "cancel":
                 task = self.at_work.get((frame.session_id, frame.cancel.request_id))
-                if task and frame.cancel.HasField("grace"):
+                if task and frame.cancel.attempt != task.request.attempt:
+                    pass  # of an attempt before this one
+                elif task and frame.cancel.HasField("grace"):
                     task.stop()
                 elif task:  # it is over, or another worker's
                     del self.at_work[task.key]

@@ -68,7 +68,8 @@ enum Stop {
 struct Shift {
     sender: Sender,
     answers: JoinSet<Key>,
-    running: HashMap<Key, oneshot::Sender<Stop>>,
+    /// By request: the attempt, and how to stop it.
+    running: HashMap<Key, (u32, oneshot::Sender<Stop>)>,
 }
 
 impl Shift {
@@ -82,7 +83,7 @@ impl Shift {
                 Some(ended) = self.answers.join_next() => {
                     // The same request may be here again by now, as another attempt.
                     if let Ok(key) = ended
-                        && self.running.get(&key).is_some_and(oneshot::Sender::is_closed)
+                        && self.running.get(&key).is_some_and(|(_, stop)| stop.is_closed())
                     {
                         self.running.remove(&key);
                     }
@@ -100,7 +101,10 @@ impl Shift {
                         Some(_) => Stop::InGoodOrder,
                         None => Stop::Silently,
                     };
-                    if let Some(answer) = self.running.remove(&key) {
+                    let is_this = |(attempt, _): &(u32, _)| *attempt == cancel.attempt;
+                    if let Some(at) = self.running.get(&key).filter(|running| is_this(running)).map(|_| key)
+                        && let Some((_, answer)) = self.running.remove(&at)
+                    {
                         // One that has just ended needs no stopping.
                         answer.send(stop).ok();
                     }
@@ -112,8 +116,9 @@ impl Shift {
             _ if frame.attempt > 0 && frame.reply_to.is_empty() => {
                 let key = (frame.session_id.clone(), frame.id.clone());
                 let (stop, stopped) = oneshot::channel();
+                let attempt = frame.attempt;
                 self.answers.spawn(answer(self.sender.clone(), frame, stopped));
-                self.running.insert(key, stop);
+                self.running.insert(key, (attempt, stop));
             }
             _ => {}
         }

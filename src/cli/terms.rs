@@ -14,6 +14,9 @@ pub struct Terms {
     /// How long the answer may take in all
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     timeout: Duration,
+    /// How long it may wait for a worker; unless said, a little less than in all
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    accept_timeout: Option<Duration>,
     /// How long a worker may take to begin its answer
     #[arg(long, value_name = "TIME", value_parser = duration)]
     first_chunk_timeout: Option<Duration>,
@@ -65,7 +68,10 @@ impl Terms {
         };
         let timeouts = pb::Timeouts {
             // A little less, so that the error tells when there was nobody to ask.
-            accept: Some(span("timeout", self.timeout.mul_f64(0.9))?),
+            accept: Some(match self.accept_timeout {
+                Some(time) => span("accept-timeout", time)?,
+                None => span("timeout", self.timeout.mul_f64(0.9))?,
+            }),
             first_chunk: self
                 .first_chunk_timeout
                 .map(|time| span("first-chunk-timeout", time))
@@ -133,6 +139,7 @@ mod tests {
     #[test]
     fn every_flag_is_heeded() {
         let arguments = [
+            "--accept-timeout=3s",
             "--first-chunk-timeout=2s",
             "--idle-timeout=1s",
             "--on-worker-loss=retry-if-silent",
@@ -144,8 +151,12 @@ mod tests {
         let options = options(&arguments).unwrap();
         let timeouts = options.timeouts.unwrap();
         assert_eq!(
-            (timeouts.first_chunk.unwrap().seconds, timeouts.idle.unwrap().seconds),
-            (2, 1)
+            (
+                timeouts.accept.unwrap().seconds,
+                timeouts.first_chunk.unwrap().seconds,
+                timeouts.idle.unwrap().seconds
+            ),
+            (3, 2, 1)
         );
         assert_eq!(options.on_worker_loss(), pb::WorkerLoss::RetryIfSilent);
         assert_eq!((options.max_attempts, options.affinity.as_str()), (2, "k"));

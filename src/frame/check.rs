@@ -184,7 +184,7 @@ fn check_options(options: &pb::RequestOptions) -> Result<(), Refusal> {
         TIMEOUT_SECONDS,
     )?;
     if options.max_attempts > ATTEMPTS {
-        return Err(Refusal::field("options.max_attempts", "must be 1 to 10"));
+        return Err(Refusal::field("options.max_attempts", "must be at most 10"));
     }
     if options.disconnect_grace.is_some() && options.on_disconnect() != pb::OnDisconnect::CancelAfter {
         return Err(Refusal::field(
@@ -284,6 +284,13 @@ fn check_serve(serve: &pb::Serve) -> Result<(), Refusal> {
     }
     if serve.holds.len() > HOLDS {
         return Err(Refusal::field("serve.holds", "must be at most 1024 requests"));
+    }
+    for hold in &serve.holds {
+        check_name("serve.holds.session_id", &hold.session_id)?;
+        check_id("serve.holds.request_id", &hold.request_id)?;
+        if hold.request_id.is_empty() {
+            return Err(Refusal::field("serve.holds.request_id", "is required"));
+        }
     }
     if serve.sessions.len() > PATTERNS {
         return Err(Refusal::field("serve.sessions", "must be at most 32 patterns"));
@@ -410,6 +417,18 @@ mod tests {
                 "join.tail",
             ),
             (frame(Control::Serve(pb::Serve::default())), "serve.role"),
+            (
+                frame(Control::Serve(pb::Serve {
+                    role: "r".into(),
+                    holds: vec![pb::Hold {
+                        session_id: "no such".into(),
+                        request_id: "q".into(),
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                })),
+                "serve.holds.session_id",
+            ),
             (frame(Control::Cancel(pb::Cancel::default())), "cancel.request_id"),
             (frame(Control::Ping(pb::Ping { data: "x".repeat(129) })), "ping.data"),
             (

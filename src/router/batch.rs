@@ -1,11 +1,12 @@
 //! A batch: what handling several frames at once leaves to be done at the end, once.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::link::Link;
 use super::live::Live;
 use crate::frame::pb;
-use crate::session::Now;
+use crate::session::{Effect, Now};
 
 /// How soon the sender of what is new in a session has to see it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub struct Batch {
     eager: bool,
     sessions: Vec<(Arc<Live>, Haste)>,
     links: Vec<Arc<Link>>,
+    /// What is still to be done: one end may bring about the next, and many may follow from one.
+    work: VecDeque<(Arc<Live>, Effect)>,
+    /// Somebody is at it.
+    at_work: bool,
 }
 
 impl Batch {
@@ -36,7 +41,23 @@ impl Batch {
             eager: false,
             sessions: Vec::new(),
             links: Vec::new(),
+            work: VecDeque::new(),
+            at_work: false,
         }
+    }
+
+    /// Adds to what is to be done; whether the caller is to do it, since nobody is at it.
+    pub(super) fn add_work(&mut self, live: &Arc<Live>, effects: Vec<Effect>) -> bool {
+        self.work
+            .extend(effects.into_iter().map(|effect| (Arc::clone(live), effect)));
+        !std::mem::replace(&mut self.at_work, true)
+    }
+
+    /// What is to be done next; after the last of it, nobody is at it any more.
+    pub(super) fn next_work(&mut self) -> Option<(Arc<Live>, Effect)> {
+        let next = self.work.pop_front();
+        self.at_work = next.is_some();
+        next
     }
 
     /// The session has something new for its readers.

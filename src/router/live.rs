@@ -11,6 +11,7 @@ use super::link::Link;
 use super::seat::{Circle, Cursor, Seat};
 use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
 use crate::limits::Limits;
+use crate::session::dispatch::Ticket;
 use crate::session::{Cause, Effect, Opened, Session, Stage};
 
 /// A session in this process. Its lock is held for moments: no I/O, no encoding, no await under it.
@@ -124,6 +125,15 @@ impl Live {
         &self.epoch
     }
 
+    /// A request of this session, as dispatch knows it.
+    pub(super) fn ticket(&self, request: &Str) -> Ticket {
+        Ticket {
+            session: self.id.clone(),
+            epoch: self.epoch.clone(),
+            request: request.clone(),
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,7 +210,10 @@ impl Shared {
             (cursor.next_note - first) as usize
         };
         for note in self.notes.range(skip..) {
-            if seat.is_in(note.circle) && seat.sees(note.frame.frame(), cursor) {
+            // A note of progress is nothing to whoever sees the end first.
+            let request = &note.frame.frame().reply_to;
+            let is_late = !request.is_empty() && self.session.request(request).is_none();
+            if !is_late && seat.is_in(note.circle) && seat.sees(note.frame.frame(), cursor) {
                 found.notes.push(Arc::clone(&note.frame));
             }
         }

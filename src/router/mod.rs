@@ -1,7 +1,8 @@
 //! The router: the shell around the session machines. It owns the registry of sessions and their locks, writes the log, wakes
 //! cursors, and carries out what the machines say is to be done.
 //!
-//! Nothing here knows a transport. Every method computes under one lock at a time, and acts after it has let go.
+//! Nothing here knows a transport. Every method computes under its locks, and acts after it has let go (docs/ARCHITECTURE.md
+//! has their order).
 
 mod batch;
 mod counters;
@@ -75,6 +76,7 @@ struct Inner {
     types: Arc<Types>,
     routes: HashMap<Str, Str>,
     workers: Mutex<workers::Workers>,
+    turn: Mutex<()>,
     counters: counters::Counters,
     idle: Duration,
     fold: bool,
@@ -126,6 +128,7 @@ impl Router {
                 .map(|(kind, role)| (Str::from(kind), Str::from(role)))
                 .collect(),
             workers: Mutex::default(),
+            turn: Mutex::default(),
             counters: counters::Counters::default(),
             idle,
             fold,

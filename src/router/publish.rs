@@ -160,16 +160,16 @@ impl Router {
         if asked.is_some() && frame.id.is_empty() {
             frame.id = super::random_name();
         }
+        let substance = match frame.id.is_empty() {
+            true => 0,
+            false => frame.substance(self.types()),
+        };
         let mut shared = live.lock();
         shared.check_here(live.id())?;
         let post = Post {
             sender: sender.name,
             id: &frame.id,
-            substance: if frame.id.is_empty() {
-                0
-            } else {
-                frame.substance(self.types())
-            },
+            substance,
             kind: kind(&frame, sender, asked.as_ref(), is_reply),
         };
         let mut verdict = shared.session.plan_post(&post)?;
@@ -251,6 +251,9 @@ impl Router {
         let frame = Arc::new(Sealed::new(frame));
         let Appended { commit, first } = self.inner.log.append(live.id(), &frame)?;
         self.record(live, &plan);
+        if let Step::Ended(request, _) = plan.step() {
+            shared.unended.retain(|(unended, _)| unended != request);
+        }
         let effects = shared.session.apply(plan, first, Arc::clone(&frame), now);
         shared.keep(frame);
         shared.last_used = now.mono;
@@ -338,13 +341,20 @@ impl Router {
     fn lost(&self, live: &Arc<Live>, refusal: &Refusal) {
         tracing::error!(session = %live.id(), %refusal, "the log lost frames that it had taken; the session is dropped");
         let pending = std::mem::take(&mut live.lock().pending);
+        let mut effects = Vec::new();
         for pending in pending {
+            effects.extend(pending.effects);
             if let Some(AckTo::Link(link, accepted)) = pending.ack {
                 link.refuse(&Str::from(accepted.id), live.id(), refusal);
                 link.kick();
             }
         }
         self.evict(live, refusal, |_| true);
+        // What they ended gives room back to its workers all the same.
+        effects.retain(|effect| !matches!(effect, Effect::Fold { .. }));
+        let mut batch = Batch::new(self.now());
+        self.carry_out(live, effects, &mut batch);
+        batch.finish(None);
     }
 
     /// Sends a frame to whoever is here now.

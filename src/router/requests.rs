@@ -14,7 +14,7 @@ use super::why::timeouts;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
 use crate::session::dispatch::{Placed, Ticket, Wish};
-use crate::session::{Cancelled, Cause, Due, Effect, Now, Plan, Remaining, Stage, Stop, WorkerKey};
+use crate::session::{Cancelled, Cause, Due, Effect, Holder, Now, Plan, Remaining, Stage, Stop, WorkerKey};
 
 /// What became of a request that a worker was chosen for.
 enum Handed {
@@ -27,59 +27,62 @@ enum Handed {
 }
 
 impl Router {
-    /// Does what the machine said is to be done.
+    /// Does what the machine said is to be done. What that brings about is done after it, not within it: there may be much.
     pub(super) fn carry_out(&self, live: &Arc<Live>, effects: Vec<Effect>, batch: &mut Batch) {
-        for effect in effects {
-            match effect {
-                Effect::Submit {
-                    request,
-                    role,
-                    prefer,
-                    affinity,
-                } => {
-                    let wish = Wish {
-                        worker: prefer,
-                        affinity,
-                    };
-                    self.submit(live, request, &role, wish, batch);
-                }
-                Effect::Withdraw { request, role } => {
-                    let ticket = Ticket {
-                        session: live.id().clone(),
-                        request,
-                    };
-                    self.dispatch().withdraw(&ticket, &role);
-                }
-                Effect::Release { worker } => self.release(live, worker, batch),
-                Effect::Fold { request, from, to } => self.fold_answer(live, &request, from, to),
-                Effect::Stop { worker, request, why } => self.stop(live, worker, &request, why, batch),
-            }
+        if effects.is_empty() || !batch.add_work(live, effects) {
+            return;
+        }
+        while let Some((live, effect)) = batch.next_work() {
+            self.carry_out_one(&live, effect, batch);
         }
     }
 
-    fn submit(&self, live: &Arc<Live>, request: Str, role: &Str, wish: Wish, batch: &mut Batch) {
-        let ticket = Ticket {
-            session: live.id().clone(),
-            request: request.clone(),
-        };
+    fn carry_out_one(&self, live: &Arc<Live>, effect: Effect, batch: &mut Batch) {
+        match effect {
+            Effect::Submit {
+                request,
+                role,
+                prefer,
+                affinity,
+            } => {
+                let wish = Wish {
+                    worker: prefer,
+                    affinity,
+                };
+                self.submit(live, &request, &role, wish, batch);
+            }
+            Effect::Withdraw { request, role } => self.dispatch().withdraw(&live.ticket(&request), &role),
+            Effect::Release { worker } => self.release(live, worker, batch),
+            Effect::Fold { request, from, to } => self.fold_answer(live, &request, from, to),
+            Effect::Stop {
+                worker,
+                request,
+                attempt,
+                why,
+            } => self.stop(live, worker, (&request, attempt), why, batch),
+        }
+    }
+
+    fn submit(&self, live: &Arc<Live>, request: &Str, role: &Str, wish: Wish, batch: &mut Batch) {
+        let ticket = live.ticket(request);
         let placed = self.dispatch().submit(ticket.clone(), role, wish);
         match placed {
             Ok(Placed::With(worker)) => self.hand_all(vec![ticket], worker, batch),
             Ok(Placed::Waiting) => {
                 let mut shared = live.lock();
-                if shared.session.is_waiting(&request) {
+                if shared.session.is_waiting(request) {
                     tracing::debug!(session = %live.id(), %request, %role, "request waits for a worker");
-                    shared.note_request(self, &request, batch, live);
+                    shared.note_request(self, request, batch, live);
                 } else {
                     // It ended before it began to wait; then nobody would withdraw it.
                     self.dispatch().withdraw(&ticket, role);
                 }
             }
-            Err(_) => self.end_or_retry(live, &request, Cause::TooManyWaiting, batch),
+            Err(_) => self.end_or_retry(live, request, Cause::TooManyWaiting, batch),
         }
     }
 
-    fn stop(&self, live: &Arc<Live>, worker: WorkerKey, request: &Str, why: Stop, batch: &mut Batch) {
+    fn stop(&self, live: &Arc<Live>, worker: WorkerKey, (request, attempt): (&Str, u32), why: Stop, batch: &mut Batch) {
         let Some(link) = self.worker(worker).and_then(|worker| worker.link()) else {
             return;
         };
@@ -95,6 +98,7 @@ impl Router {
             request_id: request.to_string(),
             reason: reason.map_or("", |reason| reason.row().name).to_owned(),
             grace,
+            attempt,
         };
         link.tell(live.id(), Control::Cancel(cancel));
         batch.touch_link(&link);
@@ -115,7 +119,8 @@ impl Router {
     pub(super) fn hand_all(&self, tickets: Vec<Ticket>, worker: WorkerKey, batch: &mut Batch) {
         let mut tickets = VecDeque::from(tickets);
         while let Some(ticket) = tickets.pop_front() {
-            let Ok(live) = self.find(&ticket.session) else {
+            let live = self.find(&ticket.session).ok();
+            let Some(live) = live.filter(|live| *live.epoch() == ticket.epoch) else {
                 tickets.extend(self.dispatch().release(worker));
                 continue;
             };
@@ -123,8 +128,8 @@ impl Router {
                 Handed::Yes => {}
                 Handed::NotNeeded => tickets.extend(self.dispatch().release(worker)),
                 Handed::Unreachable => {
-                    // Dispatch knows that by now, and chooses another one.
-                    self.dispatch().release(worker);
+                    // Dispatch knows that by now, and chooses another one; if this one is back already, it may get others.
+                    tickets.extend(self.dispatch().release(worker));
                     let again = live.lock().session.submit_again(&ticket.request);
                     self.carry_out(&live, again, batch);
                 }
@@ -157,9 +162,16 @@ impl Router {
         link.push(handed(&frame, attempt, remaining));
         batch.touch_link(&link);
         self.check_stalled(&link);
-        if !worker.is_at(&link) {
-            // It went away between being chosen and being handed the request, too late to be asked what it holds.
-            self.end_or_retry(live, request, Cause::WorkerLost(key), batch);
+        if let Some(cause) = worker.lost_by(&link, attempt) {
+            // It went away, or fell silent, in between: too late to be asked what it holds.
+            self.end_or_retry(live, request, cause, batch);
+        } else if let Some(why) = live
+            .lock()
+            .session
+            .missed(request, Holder { worker: key, attempt }, batch.now.mono)
+        {
+            // It was told to stop before it was told of the request.
+            self.stop(live, key, (request, attempt), why, batch);
         }
         Handed::Yes
     }

@@ -141,9 +141,10 @@ impl Router {
         };
         loop {
             let open = live.lock().session.open_ids();
-            for request in &open {
+            // The newest first: none is to begin because the one before it has ended.
+            for request in open.iter().rev() {
                 match self.end(&live, request, Cause::SessionClosed, reason, &mut batch) {
-                    Err(refusal) if refusal.reason != Reason::RequestEnded => {
+                    Err(refusal) if !matches!(refusal.reason, Reason::RequestEnded | Reason::RequestNotFound) => {
                         batch.finish(None);
                         return Err(refusal);
                     }
@@ -199,8 +200,8 @@ impl Router {
         shared.gone = true;
         let mut effects = Vec::new();
         let open = shared.session.open_ids();
-        for request in open {
-            effects.extend(shared.session.abandon(&request, Cause::SessionDeleted, batch.now));
+        for request in open.iter().rev() {
+            effects.extend(shared.session.abandon(request, Cause::SessionDeleted, batch.now));
         }
         let seats: Vec<_> = shared.seats().to_vec();
         for seat in &seats {

@@ -338,8 +338,8 @@ impl Router {
         let mut batch = Batch::new(self.now());
         for live in self.all_sessions() {
             let open = live.lock().session.open_ids();
-            for request in open {
-                self.end_or_retry(&live, &request, Cause::Shutdown, &mut batch);
+            for request in open.iter().rev() {
+                self.end_or_retry(&live, request, Cause::Shutdown, &mut batch);
             }
         }
         batch.finish(None);

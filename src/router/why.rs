@@ -6,7 +6,7 @@ use super::Router;
 use super::live::state;
 use crate::error::Refusal;
 use crate::frame::{Str, pb};
-use crate::session::dispatch::{Counts, Ticket};
+use crate::session::dispatch::Counts;
 use crate::session::{Ended, Outcome, Remaining, Stage};
 
 impl Router {
@@ -19,10 +19,7 @@ impl Router {
             let ended = shared.session.ended(request);
             return ended.map(over).ok_or_else(|| shared.session.no_such_request(request));
         };
-        let ticket = Ticket {
-            session: live.id().clone(),
-            request: opened.id.clone(),
-        };
+        let ticket = live.ticket(opened.id);
         let (counts, place, waiting) = {
             let dispatch = self.dispatch();
             let place = dispatch

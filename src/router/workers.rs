@@ -3,7 +3,8 @@
 //! A worker outlives its connection by its grace. It holds its requests as long as it shows life: once a tick all that hold
 //! something are looked at, and one that was silent for its lease loses what it holds.
 //!
-//! Locks: a worker's own lock may be held when dispatch's is taken, so that what dispatch believes of a worker is never
+//! Locks: whoever moves what workers hold from one connection to another, or takes it away for silence, does so in its turn,
+//! which is taken before all other locks. A worker's own lock may be held when dispatch's is taken, so that what dispatch believes of a worker is never
 //! behind what the worker knows of itself; never the other way round, and never a session's with it.
 
 use std::collections::HashMap;
@@ -12,12 +13,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::Batch;
 use super::link::{Form, Link};
-use super::live::Live;
+use super::live::{Live, Shared};
+use super::why::timeouts;
 use super::{Router, timers};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Str, pb};
 use crate::session::dispatch::{Contact, Offer, Ticket};
-use crate::session::{Cause, WorkerKey};
+use crate::session::{Cause, Holder, WorkerKey};
 
 /// What a connection offers as a worker.
 #[derive(Clone, Debug)]
@@ -74,7 +76,8 @@ struct Post {
     pinged: bool,
     /// When it was handed something after its last sign of life: from then on it is waited for.
     asked: Option<u32>,
-    held: HashMap<Str, (Arc<Live>, usize)>,
+    /// The sessions that it holds requests of, told apart by where they are: there may be a newer one of the same name.
+    held: HashMap<usize, (Arc<Live>, usize)>,
 }
 
 impl Worker {
@@ -110,32 +113,41 @@ impl Worker {
         self.post().link.clone()
     }
 
-    /// Whether it is reached by this connection.
-    pub fn is_at(&self, link: &Arc<Link>) -> bool {
-        self.post().is_at(link)
+    /// Why what it was just handed by this connection is lost, if it is.
+    pub fn lost_by(&self, link: &Arc<Link>, attempt: u32) -> Option<Cause> {
+        let post = self.post();
+        let holder = Holder {
+            worker: self.key,
+            attempt,
+        };
+        match post.contact {
+            _ if !post.is_at(link) => Some(Cause::WorkerLost(holder)),
+            Contact::Silent => Some(Cause::LeaseExpired(holder)),
+            Contact::Here | Contact::Away => None,
+        }
     }
 
     /// It will hold a request of the session, at `tick`; by which connection it is reached, if it is.
     pub fn hold(&self, live: &Arc<Live>, tick: u32) -> Option<Arc<Link>> {
         let mut post = self.post();
         let link = Arc::clone(post.link.as_ref().filter(|_| post.contact == Contact::Here)?);
-        if post.asked.is_none_or(|asked| post.last_life(&link) >= asked) {
+        if post.held.is_empty() || post.asked.is_none_or(|asked| post.last_life(&link) >= asked) {
             post.asked = Some(tick);
+            post.pinged = false;
         }
-        match post.held.get_mut(live.id()) {
-            Some((_, count)) => *count += 1,
-            None => drop(post.held.insert(live.id().clone(), (Arc::clone(live), 1))),
-        }
+        let place = Arc::as_ptr(live) as usize;
+        post.held.entry(place).or_insert_with(|| (Arc::clone(live), 0)).1 += 1;
         Some(link)
     }
 
     /// It holds one request of the session less.
     pub fn let_go(&self, live: &Arc<Live>) {
         let mut post = self.post();
-        if let Some((_, count)) = post.held.get_mut(live.id()) {
+        let place = Arc::as_ptr(live) as usize;
+        if let Some((_, count)) = post.held.get_mut(&place) {
             *count -= 1;
             if *count == 0 {
-                post.held.remove(live.id());
+                post.held.remove(&place);
             }
         }
     }
@@ -175,8 +187,10 @@ struct Before {
 #[derive(Default)]
 struct TakenOver {
     held: Vec<pb::Hold>,
-    lost: Vec<(Arc<Live>, Str)>,
+    lost: Vec<(Arc<Live>, Str, Holder)>,
     unknown: Vec<pb::Hold>,
+    /// Of what it holds, what it is to end, and within which time.
+    cancelled: Vec<(pb::Hold, Duration)>,
 }
 
 /// What a look at a worker found.
@@ -196,6 +210,11 @@ enum Felt {
 impl Router {
     fn workers(&self) -> MutexGuard<'_, Workers> {
         self.inner.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One at a time: what a worker holds is not to change hands twice at once.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.inner.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn worker(&self, key: WorkerKey) -> Option<Arc<Worker>> {
@@ -225,6 +244,7 @@ impl Router {
             holds,
         } = serving;
         offer.max_in_flight = offer.max_in_flight.clamp(1, self.limits().max_in_flight);
+        let _turn = self.turn();
         self.check_roles(link, &offer.role)?;
         self.leave_other_names(link, &offer.role, &name, batch);
         let (worker, before) = self.enlist(link, &offer.role, &name, batch.now.wall);
@@ -239,8 +259,11 @@ impl Router {
             return Ok(worker.key);
         }
         let taken = match before {
-            None => self.holds_still(&worker, &holds),
-            Some(before) => self.take_over(&worker, link, (&before, &holds), batch),
+            None => self.holds_still(&worker, &holds, batch.now.mono),
+            Some(before) => {
+                self.tell_before(&worker, &before, batch);
+                take_over(&worker, link, (&before, &holds), batch.now.mono)
+            }
         };
         tracing::info!(connection = %link.name(), role = %offer.role, worker = %name, max_in_flight = offer.max_in_flight,
             held = taken.held.len(), lost = taken.lost.len(), draining = offer.draining, "worker serves");
@@ -254,15 +277,13 @@ impl Router {
             draining: offer.draining,
         });
         for hold in taken.unknown {
-            let cancel = pb::Cancel {
-                request_id: hold.request_id,
-                reason: Reason::Superseded.row().name.to_owned(),
-                grace: None,
-            };
-            link.tell(&hold.session_id.into(), Control::Cancel(cancel));
+            stop_hold(link, hold, (Reason::Superseded, None));
         }
-        for (live, request) in taken.lost {
-            self.end_or_retry(&live, &request, Cause::WorkerLost(worker.key), batch);
+        for (hold, left) in taken.cancelled {
+            stop_hold(link, hold, (Reason::RequestCancelled, Some(left)));
+        }
+        for (live, request, holder) in taken.lost {
+            self.end_or_retry(&live, &request, Cause::WorkerLost(holder), batch);
         }
         let tickets = self.begin(&worker, link, offer);
         self.hand_all(tickets, worker.key, batch);
@@ -319,9 +340,15 @@ impl Router {
                 worker
             }
         };
+        let before = self.move_to(&worker, link);
+        (worker, before)
+    }
+
+    /// The worker is reached by the connection from now on; whence it came, unless it had this one before.
+    fn move_to(&self, worker: &Worker, link: &Arc<Link>) -> Option<Before> {
         let mut post = worker.post();
         post.away_until = None;
-        let before = (!post.is_at(link)).then(|| {
+        (!post.is_at(link)).then(|| {
             // Until it has been told what it holds, it gets nothing new.
             post.contact = Contact::Away;
             self.dispatch().contact(worker.key, Contact::Away);
@@ -330,9 +357,7 @@ impl Router {
                 link: post.link.replace(Arc::clone(link)),
                 sessions: post.sessions(),
             }
-        });
-        drop(post);
-        (worker, before)
+        })
     }
 
     /// The worker is served by a newer connection: the older one is told.
@@ -350,42 +375,28 @@ impl Router {
         tracing::info!(connection = %old.name(), role = %worker.role, worker = %worker.name, "worker replaced by a newer connection");
     }
 
-    /// What a worker keeps of what it held, now that it is reached by another connection.
-    fn take_over(
-        &self,
-        worker: &Worker,
-        link: &Link,
-        (before, holds): (&Before, &[pb::Hold]),
-        batch: &mut Batch,
-    ) -> TakenOver {
+    /// A worker is reached by another connection now: whoever was it before is told, and it is counted.
+    fn tell_before(&self, worker: &Worker, before: &Before, batch: &mut Batch) {
         match &before.link {
             Some(old) => self.replace(worker, old, batch),
             None if before.sessions.is_empty() => {}
             None => self.inner.counters.resumed.count(),
         }
-        let mut taken = TakenOver {
-            unknown: holds.to_vec(),
-            ..TakenOver::default()
-        };
-        for live in &before.sessions {
-            resume(worker, link, (live, holds), &mut taken);
-        }
-        taken
     }
 
     /// What a worker that has its connection still holds of what it names.
-    fn holds_still(&self, worker: &Worker, holds: &[pb::Hold]) -> TakenOver {
+    fn holds_still(&self, worker: &Worker, holds: &[pb::Hold], now: Instant) -> TakenOver {
         let mut taken = TakenOver::default();
         for hold in holds {
             let live = self.find(&hold.session_id);
-            let opened = live.ok().and_then(|live| {
+            let held = live.ok().and_then(|live| {
                 let shared = live.lock();
                 let opened = shared.session.opened(&hold.request_id)?;
                 let has = opened.worker == Some(worker.key) && opened.attempt == hold.attempt;
-                has.then_some(opened.chunks)
+                has.then(|| held(&shared, hold, opened.chunks, now))
             });
-            match opened {
-                Some(chunks) => taken.held.push(pb::Hold { chunks, ..hold.clone() }),
+            match held {
+                Some(held) => taken.held.push(held),
                 None => taken.unknown.push(hold.clone()),
             }
         }
@@ -445,14 +456,14 @@ impl Router {
         if !sessions.is_empty() {
             self.inner.counters.workers_lost.count();
         }
-        self.lose_all(worker.key, &sessions, Cause::WorkerLost(worker.key), batch);
+        self.lose_all(worker.key, &sessions, Cause::WorkerLost, batch);
     }
 
-    fn lose_all(&self, worker: WorkerKey, sessions: &[Arc<Live>], cause: Cause, batch: &mut Batch) {
+    fn lose_all(&self, worker: WorkerKey, sessions: &[Arc<Live>], cause: fn(Holder) -> Cause, batch: &mut Batch) {
         for live in sessions {
             let held = live.lock().session.held_by(worker);
-            for request in held {
-                self.end_or_retry(live, &request, cause, batch);
+            for (request, holder) in held {
+                self.end_or_retry(live, &request, cause(holder), batch);
             }
         }
     }
@@ -461,6 +472,7 @@ impl Router {
     pub(super) fn feel_workers(&self, tick: u32) {
         let workers: Vec<_> = self.workers().by_key.values().cloned().collect();
         let mut batch = Batch::new(self.now());
+        let _turn = self.turn();
         for worker in workers {
             self.feel_worker(&worker, tick, &mut batch);
         }
@@ -483,7 +495,7 @@ impl Router {
                 self.inner.counters.leases_expired.count();
                 tracing::warn!(role = %worker.role, worker = %worker.name, lease_ms = worker.lease.as_millis() as u64,
                     "worker silent for its lease: it loses what it holds");
-                self.lose_all(worker.key, &sessions, Cause::LeaseExpired(worker.key), batch);
+                self.lose_all(worker.key, &sessions, Cause::LeaseExpired, batch);
             }
         }
     }
@@ -597,22 +609,50 @@ impl Router {
     }
 }
 
-/// What the worker keeps of what it held in one session.
-fn resume(worker: &Worker, link: &Link, (live, holds): (&Arc<Live>, &[pb::Hold]), taken: &mut TakenOver) {
-    let mut shared = live.lock();
-    for request in shared.session.held_by(worker.key) {
-        let is_it = |hold: &&pb::Hold| *live.id() == *hold.session_id && request == *hold.request_id;
-        let named = holds.iter().find(is_it);
-        let chunks = named.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
-        match named.zip(chunks) {
-            Some((hold, chunks)) => {
-                taken.held.push(pb::Hold { chunks, ..hold.clone() });
-                taken.unknown.retain(|other| other != hold);
-                // A loss that the log had not taken yet is none any more.
-                let is_this = |(id, cause): &(Str, Cause)| *id == request && cause.lost() == Some(worker.key);
-                shared.unended.retain(|unended| !is_this(unended));
-            }
-            None => taken.lost.push((Arc::clone(live), request)),
+/// What a worker keeps of what it held, now that it is reached by another connection.
+fn take_over(worker: &Worker, link: &Link, (before, holds): (&Before, &[pb::Hold]), now: Instant) -> TakenOver {
+    let mut taken = TakenOver {
+        unknown: holds.to_vec(),
+        ..TakenOver::default()
+    };
+    for live in &before.sessions {
+        let mut shared = live.lock();
+        for (request, holder) in shared.session.held_by(worker.key) {
+            let is_it = |hold: &&pb::Hold| *live.id() == *hold.session_id && request == *hold.request_id;
+            let named = holds.iter().find(is_it);
+            let chunks = named.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
+            let Some((hold, chunks)) = named.zip(chunks) else {
+                taken.lost.push((Arc::clone(live), request, holder));
+                continue;
+            };
+            // A loss that the log had not taken yet is none any more.
+            shared
+                .unended
+                .retain(|(id, cause)| *id != request || cause.lost() != Some(holder));
+            taken.unknown.retain(|other| other != hold);
+            let left = shared.session.cancel_left(&request, now);
+            taken.cancelled.extend(left.map(|left| (hold.clone(), left)));
+            taken.held.push(held(&shared, hold, chunks, now));
         }
     }
+    taken
+}
+
+/// A request that a worker holds, as it is told.
+fn held(shared: &Shared, hold: &pb::Hold, chunks: u32, now: Instant) -> pb::Hold {
+    pb::Hold {
+        chunks,
+        remaining: shared.session.remaining(&hold.request_id, now).map(timeouts),
+        ..hold.clone()
+    }
+}
+
+fn stop_hold(link: &Link, hold: pb::Hold, (reason, left): (Reason, Option<Duration>)) {
+    let cancel = pb::Cancel {
+        request_id: hold.request_id,
+        reason: reason.row().name.to_owned(),
+        grace: left.and_then(|left| prost_types::Duration::try_from(left).ok()),
+        attempt: hold.attempt,
+    };
+    link.tell(&hold.session_id.into(), Control::Cancel(cancel));
 }

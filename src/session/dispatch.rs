@@ -17,6 +17,8 @@ use crate::frame::Str;
 pub struct Ticket {
     /// Its session.
     pub session: Str,
+    /// Which of the sessions that have had this name.
+    pub epoch: Str,
     /// Its id.
     pub request: Str,
 }
@@ -106,19 +108,20 @@ impl Worker {
 /// A queue in which sessions take turns.
 #[derive(Debug, Default)]
 struct Queue {
-    by_session: HashMap<Str, VecDeque<(Str, Str)>>,
+    by_session: HashMap<Str, VecDeque<(Ticket, Str)>>,
     turn: VecDeque<Str>,
     len: usize,
 }
 
 impl Queue {
-    fn push(&mut self, Ticket { session, request }: Ticket, affinity: Str) {
+    fn push(&mut self, ticket: Ticket, affinity: Str) {
         self.len += 1;
-        match self.by_session.get_mut(&session) {
-            Some(waiting) => waiting.push_back((request, affinity)),
+        match self.by_session.get_mut(&ticket.session) {
+            Some(waiting) => waiting.push_back((ticket, affinity)),
             None => {
+                let session = ticket.session.clone();
                 self.turn.push_back(session.clone());
-                self.by_session.insert(session, VecDeque::from([(request, affinity)]));
+                self.by_session.insert(session, VecDeque::from([(ticket, affinity)]));
             }
         }
     }
@@ -128,14 +131,14 @@ impl Queue {
         let at = self.turn.iter().position(|session| fits(session))?;
         let session = self.turn.remove(at)?;
         let waiting = self.by_session.get_mut(&session)?;
-        let (request, affinity) = waiting.pop_front()?;
+        let next = waiting.pop_front()?;
         self.len -= 1;
         if waiting.is_empty() {
             self.by_session.remove(&session);
         } else {
-            self.turn.push_back(session.clone());
+            self.turn.push_back(session);
         }
-        Some((Ticket { session, request }, affinity))
+        Some(next)
     }
 
     fn remove(&mut self, ticket: &Ticket) {
@@ -143,7 +146,7 @@ impl Queue {
             return;
         };
         let before = waiting.len();
-        waiting.retain(|(request, _)| *request != ticket.request);
+        waiting.retain(|(other, _)| other != ticket);
         self.len -= before - waiting.len();
         if waiting.is_empty() {
             self.by_session.remove(&ticket.session);
@@ -154,7 +157,7 @@ impl Queue {
     /// How many are taken before this one, if every session fits.
     fn before(&self, ticket: &Ticket) -> Option<usize> {
         let own = self.by_session.get(&ticket.session)?;
-        let place = own.iter().position(|(request, _)| *request == ticket.request)?;
+        let place = own.iter().position(|(other, _)| other == ticket)?;
         let turn = self.turn.iter().position(|session| *session == ticket.session)?;
         let others = self.turn.iter().enumerate().filter(|(at, _)| *at != turn);
         let before = others.map(|(at, session)| {
@@ -468,6 +471,7 @@ mod tests {
     fn ticket(session: &str, request: &str) -> Ticket {
         Ticket {
             session: session.into(),
+            epoch: "e".into(),
             request: request.into(),
         }
     }

@@ -28,8 +28,8 @@ use crate::limits::Limits;
 
 pub use crate::limits::Concurrency;
 pub use members::{Member, Seat};
-use requests::{Cancelling, Phase, Request, Requests};
-pub use requests::{Cause, Due, Ended, Loss, Opened, Outcome, Remaining, Stage, Terms};
+use requests::{Cancelling, Hold, Phase, Request, Requests};
+pub use requests::{Cause, Due, Ended, Holder, Loss, Opened, Outcome, Remaining, Stage, Terms};
 use window::{Key, Seen, Window};
 
 /// Which connection; never used twice in the life of a process.
@@ -205,7 +205,7 @@ impl Plan {
 pub enum Cancelled {
     /// There is no worker to be asked, or no time: the request is to be ended now.
     Now,
-    /// Its worker is to end it.
+    /// Its worker is to end it; it is told unless it knows.
     Asked(Vec<Effect>),
 }
 
@@ -255,6 +255,8 @@ pub enum Effect {
         worker: WorkerKey,
         /// The request.
         request: Str,
+        /// Which attempt.
+        attempt: u32,
         /// Why.
         why: Stop,
     },
@@ -415,7 +417,7 @@ impl<F> Session<F> {
         if let Kind::Reply(reply) = post.kind {
             return self.plan_reply(post, reply);
         }
-        let key = match self.look_up(post)? {
+        let key = match self.look_up(post, None)? {
             Known::New(key) => key,
             Known::Duplicate(seq) => return Ok(Verdict::Duplicate { seq, index: None }),
         };
@@ -452,11 +454,14 @@ impl<F> Session<F> {
     }
 
     /// Whether a frame with this id was seen before, and said the same.
-    fn look_up(&self, post: &Post<'_>) -> Result<Known, Refusal> {
+    fn look_up(&self, post: &Post<'_>, reply: Option<(&Str, u32)>) -> Result<Known, Refusal> {
         if post.id.is_empty() {
             return Ok(Known::New(None));
         }
-        let key = Key::new(post.sender, post.id);
+        let mut key = Key::new(post.sender, post.id);
+        if let Some((request, attempt)) = reply {
+            key = key.of_reply(request, attempt);
+        }
         match self.seen.get(&key) {
             None => Ok(Known::New(Some((key, post.substance)))),
             Some(seen) if seen.substance == post.substance => Ok(Known::Duplicate(seen.seq)),
@@ -473,7 +478,7 @@ impl<F> Session<F> {
     fn plan_reply(&self, post: &Post<'_>, reply: Reply<'_>) -> Result<Verdict, Refusal> {
         let open = match self.requests.get(reply.request) {
             Some(open) => open,
-            None => return Err(self.no_such_request(reply.request)),
+            None => return self.plan_late_reply(post, reply),
         };
         let hold = open.answering(reply)?;
         let (chunks, last_seq) = match open.phase {
@@ -496,7 +501,7 @@ impl<F> Session<F> {
             }
             _ => {}
         }
-        let key = match self.look_up(post)? {
+        let key = match self.look_up(post, Some((reply.request, hold.attempt)))? {
             Known::New(key) => key,
             Known::Duplicate(seq) => return Ok(Verdict::Duplicate { seq, index: None }),
         };
@@ -516,6 +521,21 @@ impl<F> Session<F> {
             key,
             change,
         }))
+    }
+
+    /// A reply to a request that is over: it may be one that was sent again, since its ack was lost.
+    fn plan_late_reply(&self, post: &Post<'_>, reply: Reply<'_>) -> Result<Verdict, Refusal> {
+        let over = || self.no_such_request(reply.request);
+        let ended = self.requests.ended(reply.request).ok_or_else(over)?;
+        let attempt = if reply.attempt == 0 {
+            ended.attempt
+        } else {
+            reply.attempt
+        };
+        match self.look_up(post, Some((reply.request, attempt))) {
+            Ok(Known::Duplicate(seq)) => Ok(Verdict::Duplicate { seq, index: None }),
+            _ => Err(over()),
+        }
     }
 
     /// A reply that is not logged, a note of progress: its attempt, and as which worker the connection sent it.
@@ -621,10 +641,11 @@ impl<F> Session<F> {
             Change::Restart { request, .. } => {
                 let hold = self.requests.get(&request).and_then(Request::hold);
                 self.requests.begin_again(&request, now);
-                let mut effects = self.submit(request.clone());
-                if let Some(hold) = hold {
-                    effects.extend(stop(hold.worker, request, Stop::Superseded));
-                }
+                let mut effects = hold.map_or_else(Vec::new, |hold| {
+                    // The old attempt is stopped before the new one is handed out: it may be to the same worker.
+                    stop(hold, request.clone(), Stop::Superseded).into()
+                });
+                effects.extend(self.submit(request));
                 effects
             }
             Change::End { request, cause } => self.end(request, cause, plan.seq, now),
@@ -644,8 +665,11 @@ impl<F> Session<F> {
     }
 
     fn end(&mut self, request: Str, cause: Cause, seq: u64, now: Now) -> Vec<Effect> {
-        let ended = (cause.outcome(), seq, now.wall);
-        let Some(open) = self.requests.close(&request, ended, self.limits.ended_requests) else {
+        let remember = self.limits.ended_requests;
+        let Some(open) = self
+            .requests
+            .close(&request, (cause.outcome(), seq, now.wall), remember)
+        else {
             return Vec::new();
         };
         let fold = (open.attempts > 0 && seq > 0).then(|| Effect::Fold {
@@ -662,9 +686,7 @@ impl<F> Session<F> {
             (Phase::Assigned(hold) | Phase::Started { hold, .. }, Cause::Answered(_)) => {
                 vec![Effect::Release { worker: hold.worker }]
             }
-            (Phase::Assigned(hold) | Phase::Started { hold, .. }, _) => {
-                stop(hold.worker, request, Stop::Ended(cause)).into()
-            }
+            (Phase::Assigned(hold) | Phase::Started { hold, .. }, _) => stop(hold, request, Stop::Ended(cause)).into(),
         };
         if let Some(next) = self.requests.next_in_turn(&open.role, now) {
             effects.extend(self.submit(next));
@@ -699,13 +721,29 @@ impl<F> Session<F> {
             until: now.mono + grace,
             message: message.to_owned(),
         };
-        let until = self.requests.cancel(request, cancelling, now);
-        let left = until.map_or(grace, |until| until.saturating_duration_since(now.mono));
-        Ok(Cancelled::Asked(vec![Effect::Stop {
+        let is_news = self.requests.cancel(request, cancelling, now);
+        let stop = is_news.then_some(Effect::Stop {
             worker: hold.worker,
             request: id,
-            why: Stop::Cancelled(left),
-        }]))
+            attempt: hold.attempt,
+            why: Stop::Cancelled(grace),
+        });
+        Ok(Cancelled::Asked(stop.into_iter().collect()))
+    }
+
+    /// What is left to the worker of a request that is being cancelled.
+    pub fn cancel_left(&self, request: &str, now: Instant) -> Option<Duration> {
+        let cancelling = self.requests.get(request)?.cancelling.as_ref()?;
+        Some(cancelling.until.saturating_duration_since(now))
+    }
+
+    /// What a worker that was just told of a request has missed meanwhile: that it is to stop.
+    pub fn missed(&self, request: &str, holder: Holder, now: Instant) -> Option<Stop> {
+        let held = self.requests.get(request).and_then(Request::hold);
+        match held.is_some_and(|hold| hold.holder() == holder) {
+            true => self.cancel_left(request, now).map(Stop::Cancelled),
+            false => Some(Stop::Superseded),
+        }
     }
 
     /// What was said when the request was cancelled, if it was.
@@ -772,7 +810,7 @@ impl<F> Session<F> {
     }
 
     /// The requests that the worker holds.
-    pub fn held_by(&self, worker: WorkerKey) -> Vec<Str> {
+    pub fn held_by(&self, worker: WorkerKey) -> Vec<(Str, Holder)> {
         self.requests.held_by(worker)
     }
 
@@ -881,7 +919,11 @@ impl<F> Session<F> {
                 format!("another sender's request {id} is open in this session; use ids that are unique"),
             ));
         }
-        if self.requests.len() >= self.limits.open_requests {
+        let replaced = match terms.concurrency {
+            Concurrency::Replace => self.requests.of_role(role).len(),
+            _ => 0,
+        };
+        if self.requests.len() - replaced >= self.limits.open_requests {
             return Err(Refusal::new(
                 Reason::TooManyRequests,
                 format!(
@@ -919,7 +961,7 @@ impl<F> Session<F> {
 
 impl<F> Request<F> {
     /// Who holds the request, if the reply is from there.
-    fn answering(&self, reply: Reply<'_>) -> Result<requests::Hold, Refusal> {
+    fn answering(&self, reply: Reply<'_>) -> Result<Hold, Refusal> {
         let superseded = |text: String| Refusal::new(Reason::Superseded, text);
         match self.hold() {
             Some(hold) if hold.connection == reply.connection => {
@@ -928,7 +970,7 @@ impl<F> Request<F> {
                 match reply.attempt {
                     0 if silent_is_now => Ok(hold),
                     0 => Err(superseded(format!(
-                        "this connection had an earlier attempt of request {}: say `attempt` {}, if it is that one",
+                        "this connection had request {} before: say `attempt` {}, if it is that one",
                         reply.request, hold.attempt
                     ))),
                     theirs if theirs == hold.attempt => Ok(hold),
@@ -951,6 +993,13 @@ impl<F> Request<F> {
 }
 
 /// The worker is done with the request, and is to know why.
-fn stop(worker: WorkerKey, request: Str, why: Stop) -> [Effect; 2] {
-    [Effect::Stop { worker, request, why }, Effect::Release { worker }]
+fn stop(hold: Hold, request: Str, why: Stop) -> [Effect; 2] {
+    let Hold { worker, attempt, .. } = hold;
+    let stop = Effect::Stop {
+        worker,
+        request,
+        attempt,
+        why,
+    };
+    [stop, Effect::Release { worker }]
 }

@@ -73,9 +73,9 @@ pub enum Cause {
     /// It took too long.
     TotalTimeout,
     /// This worker, which held it, went away.
-    WorkerLost(WorkerKey),
+    WorkerLost(Holder),
     /// This worker, which held it, showed no life.
-    LeaseExpired(WorkerKey),
+    LeaseExpired(Holder),
     /// The last worker that might try was lost.
     AttemptsExhausted,
     /// Too many requests waited for its role.
@@ -86,6 +86,15 @@ pub enum Cause {
     SessionDeleted,
     /// The gateway stopped.
     Shutdown,
+}
+
+/// Who lost a request. A loss that is told late does not concern what has become of the request since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The worker.
+    pub worker: WorkerKey,
+    /// Its attempt.
+    pub attempt: u32,
 }
 
 impl Cause {
@@ -129,10 +138,10 @@ impl Cause {
         }
     }
 
-    /// The worker whose loss it is.
-    pub fn lost(self) -> Option<WorkerKey> {
+    /// Who lost the request, if that is it.
+    pub fn lost(self) -> Option<Holder> {
         match self {
-            Cause::WorkerLost(worker) | Cause::LeaseExpired(worker) => Some(worker),
+            Cause::WorkerLost(holder) | Cause::LeaseExpired(holder) => Some(holder),
             _ => None,
         }
     }
@@ -225,6 +234,8 @@ pub struct Ended {
     pub id: Str,
     /// How.
     pub outcome: Outcome,
+    /// In which attempt; 0 if no worker had it.
+    pub attempt: u32,
     /// Where the log has its end; 0 if it has none.
     pub seq: u64,
     /// When.
@@ -251,6 +262,15 @@ pub(super) struct Hold {
     /// The one that it was handed over, or that the worker came back by.
     pub connection: ConnectionId,
     pub attempt: u32,
+}
+
+impl Hold {
+    pub fn holder(&self) -> Holder {
+        Holder {
+            worker: self.worker,
+            attempt: self.attempt,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -346,7 +366,7 @@ impl<F> Request<F> {
     /// lost may not have had it any more.
     pub fn admits(&self, cause: Cause, now: Instant) -> bool {
         match (cause.lost(), cause.due()) {
-            (Some(worker), _) => self.hold().is_some_and(|hold| hold.worker == worker),
+            (Some(holder), _) => self.hold().is_some_and(|hold| hold.holder() == holder),
             (None, Some(due)) => {
                 let up = |(until, what): (Option<Instant>, Due)| what == due && until.is_some_and(|until| until <= now);
                 self.deadlines().into_iter().any(up)
@@ -537,6 +557,7 @@ impl<F> Requests<F> {
         self.ended.push_back(Ended {
             id: id.detached(),
             outcome,
+            attempt: open.hold().map_or(0, |hold| hold.attempt),
             seq,
             at,
         });
@@ -609,18 +630,21 @@ impl<F> Requests<F> {
         Some(open.chunks())
     }
 
-    /// Its worker is to end it by itself until then, or until an earlier cancel has it; when that is.
-    pub fn cancel(&mut self, request: &str, cancelling: Cancelling, now: Now) -> Option<Instant> {
-        self.change(request, |open| match &mut open.cancelling {
+    /// Its worker is to end it by itself until then; whether that is earlier than it was to before.
+    pub fn cancel(&mut self, request: &str, cancelling: Cancelling, now: Now) -> bool {
+        let changed = self.change(request, |open| match &mut open.cancelling {
             Some(before) => {
+                let is_earlier = cancelling.until < before.until;
                 before.until = before.until.min(cancelling.until);
-                before.until
+                is_earlier
             }
             none => {
                 open.changed_at = now.wall;
-                none.insert(cancelling).until
+                *none = Some(cancelling);
+                true
             }
-        })
+        });
+        changed == Some(true)
     }
 
     /// The member that asked is gone, or back.
@@ -628,7 +652,8 @@ impl<F> Requests<F> {
         let mut wake = None;
         for open in self.open.values_mut().filter(|open| open.asker == *name) {
             open.gone_until = gone_at.and_then(|at| Some(at + open.terms.gone?));
-            wake = wake.into_iter().chain(open.gone_until).min();
+            // One that is back may have been due already, and is not any more.
+            wake = wake.into_iter().chain(std::iter::once(open.next_deadline())).min();
         }
         if let Some(at) = wake {
             self.wake_at(at);
@@ -653,16 +678,19 @@ impl<F> Requests<F> {
         }
         let overdue = |(id, open): (&Str, &Request<F>)| Some((id.clone(), open.overdue(now)?));
         let due = self.open.iter().filter_map(overdue).collect();
-        // Those that are due now are ended, or tried again by the caller.
-        let later = self.open.values().map(Request::next_deadline).filter(|at| *at > now);
-        self.earliest = later.min();
+        // What is due now is ended by the caller, or tried again; if it then does not apply any more, the other times do.
+        let deadlines = self.open.values().flat_map(Request::deadlines);
+        self.earliest = deadlines.filter_map(|(until, _)| until).filter(|at| *at > now).min();
         due
     }
 
-    pub fn held_by(&self, worker: WorkerKey) -> Vec<Str> {
-        let held = |open: &Request<F>| open.hold().is_some_and(|hold| hold.worker == worker);
-        let found = self.open.iter().filter(|(_, open)| held(open));
-        found.map(|(id, _)| id.clone()).collect()
+    pub fn held_by(&self, worker: WorkerKey) -> Vec<(Str, Holder)> {
+        let holder = |open: &Request<F>| open.hold().map(|hold| hold.holder());
+        let found = self
+            .open
+            .iter()
+            .filter_map(|(id, open)| Some((id.clone(), holder(open)?)));
+        found.filter(|(_, holder)| holder.worker == worker).collect()
     }
 
     pub fn ids(&self) -> Vec<Str> {

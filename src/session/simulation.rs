@@ -406,8 +406,14 @@ impl World {
                         "only what is over is folded"
                     );
                 }
-                Effect::Stop { worker, request, why } => {
-                    let holds = self.holder(&request) == Some(worker);
+                Effect::Stop {
+                    worker,
+                    request,
+                    attempt,
+                    why,
+                } => {
+                    assert!(attempt > 0, "a worker is stopped in an attempt");
+                    let holds = self.holder(&request) == Some(Holder { worker, attempt });
                     match why {
                         Stop::Cancelled(_) => assert!(holds, "who has it is asked to end it"),
                         Stop::Ended(_) | Stop::Superseded => assert!(!holds, "who has it is not stopped"),
@@ -417,9 +423,12 @@ impl World {
         }
     }
 
-    fn holder(&self, request: &str) -> Option<WorkerKey> {
-        let open = self.model.open.get(request)?;
-        open.held.as_ref().map(|held| held.worker)
+    fn holder(&self, request: &str) -> Option<Holder> {
+        let held = self.model.open.get(request)?.held.as_ref()?;
+        Some(Holder {
+            worker: held.worker,
+            attempt: held.attempt,
+        })
     }
 
     fn release(&mut self, worker: WorkerKey) {
@@ -526,6 +535,12 @@ impl World {
             _ => None,
         };
         let last = self.random.one_in(6).then_some(Outcome::Completed);
+        // Workers count their frames anew in each attempt.
+        let id = match self.random.one_in(2) {
+            true => Str::from(format!("c{}", self.random.below(6))),
+            false => Str::EMPTY,
+        };
+        let substance = self.random.below(3);
         let reply = Reply {
             request: &request,
             connection,
@@ -535,15 +550,18 @@ impl World {
         };
         let verdict = self.session.plan_post(&Post {
             sender: &"w".into(),
-            id: &Str::EMPTY,
-            substance: 0,
+            id: &id,
+            substance,
             kind: Kind::Reply(reply),
         });
         let fits = self.may_answer(reply);
+        let scope = (Str::from(format!("{request}/{now_at}")), id.clone());
+        let before = self.sent(&scope.0, &scope.1).filter(|_| !id.is_empty());
         match verdict {
             Ok(Verdict::Append(plan)) => {
                 let due = index.is_none_or(|index| index == next);
                 assert!(fits && due, "only the holder's next chunk is logged");
+                assert_eq!(before, None, "what was said in this attempt is not said again");
                 assert_eq!((plan.index, plan.attempt), (Some(next), now_at));
                 assert_eq!(plan.worker, held.map(|held| held.worker));
                 let logged = match last {
@@ -554,9 +572,12 @@ impl World {
                         index: next,
                     },
                 };
-                let Some((_, effects)) = self.append(plan, logged) else {
+                let Some((seq, effects)) = self.append(plan, logged) else {
                     return;
                 };
+                if !id.is_empty() {
+                    self.remember(&scope.0, &scope.1, (seq, substance));
+                }
                 match last {
                     Some(_) => drop(self.model.open.remove(&*request)),
                     None => {
@@ -567,8 +588,18 @@ impl World {
                 }
                 self.carry_out(effects);
             }
-            Ok(Verdict::Duplicate { index: last, .. }) => {
-                assert!(fits && index.is_some_and(|index| index < next) && last == Some(next - 1));
+            Ok(Verdict::Duplicate { index: Some(last), .. }) => {
+                assert!(fits && index.is_some_and(|index| index < next) && last == next - 1);
+            }
+            Ok(Verdict::Duplicate { seq, index: None }) => {
+                let over = !self.model.open.contains_key(&*request);
+                assert!(
+                    !id.is_empty() && (over || fits && before == Some((seq, substance))),
+                    "said before, in this attempt"
+                );
+            }
+            Err(refusal) if refusal.reason == Reason::IdReused => {
+                assert!(fits && before.is_some_and(|(_, said)| said != substance));
             }
             Err(refusal) if refusal.reason == Reason::ChunkOutOfOrder => assert!(fits && index > Some(next)),
             Err(refusal) => {
@@ -622,7 +653,7 @@ impl World {
     fn end(&mut self, request: &str, cause: Cause) {
         // An end that the log refuses is tried again, as the shell does.
         while self.model.open.contains_key(request) {
-            if cause.lost().is_some_and(|worker| self.holder(request) != Some(worker)) {
+            if cause.lost().is_some_and(|holder| self.holder(request) != Some(holder)) {
                 let plan = self
                     .session
                     .plan_end(request, cause, self.now.mono)
@@ -682,10 +713,10 @@ impl World {
             Cancelled::Asked(effects) => {
                 assert!(open.held.is_some());
                 let until = self.now.mono + grace;
-                let until = open.cancel_until.map_or(until, |before| before.min(until));
-                open.cancel_until = Some(until);
-                let told = matches!(effects[..], [Effect::Stop { why: Stop::Cancelled(left), .. }] if left == until - self.now.mono);
-                assert!(told, "its worker learns how long it has");
+                let is_news = open.cancel_until.is_none_or(|before| until < before);
+                let told = matches!(effects[..], [Effect::Stop { why: Stop::Cancelled(left), .. }] if left == grace);
+                assert_eq!(told, is_news, "its worker learns how long it has, once");
+                open.cancel_until = Some(open.cancel_until.map_or(until, |before| before.min(until)));
                 self.carry_out(effects);
             }
         }
@@ -693,7 +724,25 @@ impl World {
 
     fn time_passes(&mut self) {
         self.now.mono += Duration::from_millis(self.random.below(6_000));
-        for (request, due) in self.session.due(self.now.mono) {
+        let due = self.session.due(self.now.mono);
+        if self.random.one_in(3) {
+            // Somebody may be back before anything is done about it.
+            self.member_comes_or_goes();
+        }
+        self.end_due(due);
+        // What was not due any more may be due for something else: the timers look again at once.
+        let due = self.session.due(self.now.mono);
+        self.end_due(due);
+        // Whoever left just now with no time to come back is looked at next.
+        for (request, open) in &self.model.open {
+            for (due, until) in open.deadlines().filter(|(due, _)| *due != Due::AskerGone) {
+                assert!(until > self.now.mono, "{request} outlived its time: {due:?}");
+            }
+        }
+    }
+
+    fn end_due(&mut self, due: Vec<(Str, Due)>) {
+        for (request, due) in due {
             let Some(open) = self.model.open.get(&*request) else {
                 continue;
             };
@@ -719,11 +768,6 @@ impl World {
                     plan.is_none() || due == Due::Cancel,
                     "it got a worker at the last moment"
                 );
-            }
-        }
-        for (request, open) in &self.model.open {
-            for (due, until) in open.deadlines() {
-                assert!(until > self.now.mono, "{request} outlived its time: {due:?}");
             }
         }
     }
@@ -767,9 +811,11 @@ impl World {
         self.random.pick(&workers)
     }
 
-    fn lose_all(&mut self, key: WorkerKey, cause: Cause) {
-        for request in self.session.held_by(key) {
-            self.end(&request, cause);
+    fn lose_all(&mut self, key: WorkerKey, cause: fn(Holder) -> Cause) {
+        for (request, holder) in self.session.held_by(key) {
+            self.end(&request, cause(holder));
+            // Told again, and late, it changes nothing.
+            self.end(&request, cause(holder));
         }
     }
 
@@ -777,7 +823,7 @@ impl World {
         let Some(key) = self.some_worker(|_| true) else { return };
         self.model.workers.remove(&key);
         self.dispatch.unregister(key);
-        self.lose_all(key, Cause::WorkerLost(key));
+        self.lose_all(key, Cause::WorkerLost);
     }
 
     fn worker_falls_silent(&mut self) {
@@ -786,7 +832,7 @@ impl World {
         };
         self.model.workers.get_mut(&key).unwrap().contact = Contact::Silent;
         assert_eq!(self.dispatch.contact(key, Contact::Silent), []);
-        self.lose_all(key, Cause::LeaseExpired(key));
+        self.lose_all(key, Cause::LeaseExpired);
     }
 
     fn worker_wakes(&mut self) {
@@ -807,7 +853,7 @@ impl World {
         let hand = self.model.workers.get_mut(&key).unwrap();
         hand.contact = Contact::Away;
         hand.connection = connection;
-        for request in self.session.held_by(key) {
+        for (request, holder) in self.session.held_by(key) {
             let open = self.model.open.get_mut(&*request).expect("held requests are open");
             let held = open.held.as_mut().expect("they are held");
             let named = !self.random.one_in(3);
@@ -830,7 +876,7 @@ impl World {
                 }
                 None => {
                     assert!(!named || attempt != held.attempt);
-                    self.end(&request, Cause::WorkerLost(key));
+                    self.end(&request, Cause::WorkerLost(holder));
                 }
             }
         }
@@ -1000,6 +1046,7 @@ impl World {
 fn ticket(request: &Str) -> Ticket {
     Ticket {
         session: "s".into(),
+        epoch: "e".into(),
         request: request.clone(),
     }
 }

@@ -9,6 +9,8 @@ use crate::frame::Str;
 pub(super) struct Key {
     sender: Str,
     id: Str,
+    /// Of replies: the request and the attempt. A worker that begins again may count its frames anew.
+    reply: Option<(Str, u32)>,
 }
 
 impl Key {
@@ -16,6 +18,15 @@ impl Key {
         Self {
             sender: sender.clone(),
             id: id.clone(),
+            reply: None,
+        }
+    }
+
+    /// The identity of a reply.
+    pub fn of_reply(self, request: &Str, attempt: u32) -> Self {
+        Self {
+            reply: Some((request.clone(), attempt)),
+            ..self
         }
     }
 
@@ -24,6 +35,7 @@ impl Key {
         Self {
             sender: self.sender,
             id: self.id.detached(),
+            reply: self.reply.map(|(request, attempt)| (request.detached(), attempt)),
         }
     }
 }

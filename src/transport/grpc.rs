@@ -114,7 +114,9 @@ impl HttpBody for Half {
 
 /// Has the request note how its body ends.
 pub fn note_end(mut request: http::Request<Body>) -> http::Request<Body> {
-    let ended = Ended::default();
+    // In HTTP/1.1, a body that is cut short is an error of its own.
+    let is_sure = request.version() != http::Version::HTTP_2;
+    let ended = Ended(Arc::new(AtomicBool::new(is_sure)));
     request.extensions_mut().insert(ended.clone());
     request.map(|body| Body::new(Half { body, ended }))
 }

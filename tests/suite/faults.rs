@@ -431,6 +431,7 @@ async fn a_worker_comes_back(one: Face, other: Face) {
         request_id: asked.id.to_string(),
         attempt: asked.attempt,
         chunks: 0,
+        ..pb::Hold::default()
     };
     let holds = handed.iter().map(hold).collect();
     let (mut worker, mut serving) = gateway.serving(across(other), named(holds)).await;

@@ -434,6 +434,7 @@ impl Peer {
             request_id: request.to_owned(),
             reason: "enough".to_owned(),
             grace: Some(ms(grace).unwrap_or_default()),
+            ..pb::Cancel::default()
         };
         self.control(session, Control::Cancel(cancel)).await;
         self.until("the cancel's answer", |frame| match control(frame) {

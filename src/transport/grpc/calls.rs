@@ -236,6 +236,7 @@ impl Calls {
             request_id: request.request_id.clone(),
             reason: request.reason.clone(),
             grace: request.grace,
+            attempt: 0,
         };
         let outcome = connection::cancel(&self.router, &live, &cancel, &mut batch)?;
         batch.finish(None);
