@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use twinspan::error::Reason;
-use twinspan::frame::{Body, Control, Frame, pb};
+use twinspan::frame::{Body, Control, Frame, Sealed, pb};
 
 use crate::harness::*;
 use crate::scenarios;
@@ -473,4 +473,30 @@ async fn who_answers_pings_lives_on_either_face() {
         }
         gateway.stopped().await;
     }
+}
+
+/// gRPC-Web over HTTP/1.1: a request whose length is not told ends as well as any other.
+#[tokio::test]
+async fn a_chunked_grpc_web_stream_waits_for_its_answer() {
+    let gateway = Gateway::start().await;
+    let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
+    let message = Sealed::new(request("s", "q", "brain")).wire();
+    let mut body = vec![0];
+    body.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    body.extend_from_slice(&message);
+    let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+    let head = format!(
+        "POST /twinspan.v1.Gateway/Attach HTTP/1.1\r\nhost: twinspan\r\ncontent-type: application/grpc-web+proto\r\n\
+         connection: close\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
+        body.len()
+    );
+    for part in [head.as_bytes(), &body, b"\r\n0\r\n\r\n"] {
+        socket.write_all(part).await.unwrap();
+    }
+    let asked = worker.handed().await;
+    worker.send(last(&asked, "here it is")).await;
+    let mut answer = Vec::new();
+    patiently("the answer", socket.read_to_end(&mut answer)).await.unwrap();
+    assert!(String::from_utf8_lossy(&answer).contains("here it is"));
+    gateway.stopped().await;
 }

@@ -21,6 +21,10 @@ scenarios! {
     a_worker_that_stays_away_loses_all
     a_goodbye_needs_no_grace
     the_newer_of_two_wins
+    two_take_over_at_once
+    chunks_with_ids_are_counted_by_attempt
+    a_final_reply_is_sent_again
+    cancelled_while_its_worker_is_away
     a_cancelled_worker_ends_it_itself
     a_cancelled_worker_that_does_not_care
     cancelled_when_the_asker_is_gone
@@ -301,7 +305,10 @@ async fn a_lost_worker_comes_back(one: Face, other: Face) {
         panic!("it holds one: {serving:?}")
     };
     let left = held.remaining.unwrap().total.unwrap();
-    assert!(Duration::try_from(left).unwrap() > Duration::from_secs(300), "it learns what remains");
+    assert!(
+        Duration::try_from(left).unwrap() > Duration::from_secs(300),
+        "it learns what remains"
+    );
     let told = pb::Hold {
         remaining: None,
         ..held.clone()
@@ -436,6 +443,197 @@ async fn the_newer_of_two_wins(one: Face, other: Face) {
     older.cut().await;
     newer.send(last(&asked, "")).await;
     assert!(is(&newer.refusal().await, Reason::RequestEnded));
+    gateway.stopped().await;
+}
+
+async fn two_take_over_at_once(one: Face, other: Face) {
+    let gateway = Gateway::start().await;
+    let (mut worker, _) = gateway.serving(other, named("w")).await;
+    let mut ann = gateway.member(one, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = worker.handed().await;
+    // Dropped, it would take its leave.
+    let mut before = vec![worker];
+    for round in 0..20 {
+        let (mut first, mut second) = (gateway.peer(one).await, gateway.peer(other).await);
+        let serve = || {
+            let serve = pb::Serve {
+                holds: vec![hold(&asked)],
+                ..named("w")
+            };
+            Control::Serve(serve)
+        };
+        tokio::join!(first.control("", serve()), second.control("", serve()));
+        // Both take over, one after the other; who came first is told so.
+        let retired = async |peer: &mut Peer| {
+            peer.until("the news", |frame| match control(frame) {
+                Some(Control::Retired(_)) => Some(()),
+                _ => None,
+            })
+            .await;
+        };
+        let is_first = tokio::select! {
+            () = retired(&mut first) => false,
+            () = retired(&mut second) => true,
+        };
+        let (mut winner, mut loser) = if is_first { (first, second) } else { (second, first) };
+        loser.send(of(&asked, "lost")).await;
+        let refusal = loser.refusal().await;
+        assert!(is(&refusal, Reason::Superseded), "round {round}: {refusal:?}");
+        let word = Frame {
+            id: format!("word-{round}").as_str().into(),
+            ..of(&asked, "word ")
+        };
+        winner.send(word).await;
+        winner.acked(&format!("word-{round}")).await;
+        before.push(winner);
+    }
+    assert_eq!(gateway.router.list_workers("brain").len(), 1);
+    gateway.stopped().await;
+}
+
+async fn chunks_with_ids_are_counted_by_attempt(one: Face, other: Face) {
+    let gateway = Gateway::start().await;
+    let mut ann = gateway.member(one, "s", "ann").await;
+    ann.send(with(request("s", "q", "brain"), on_loss(pb::WorkerLoss::Restart)))
+        .await;
+    for attempt in 1..=2 {
+        // A worker that is begun anew names its frames as it did before.
+        let (mut worker, _) = gateway.serving(other, named("w")).await;
+        let asked = worker.handed().await;
+        assert_eq!(asked.attempt, attempt);
+        for (index, part) in ["one ", "two "].into_iter().enumerate() {
+            let id = format!("q-{index}");
+            worker
+                .send(Frame {
+                    id: id.as_str().into(),
+                    index: Some(index as u32),
+                    ..of(&asked, part)
+                })
+                .await;
+            assert!(!worker.acked(&id).await.duplicate);
+        }
+        if attempt == 2 {
+            worker
+                .send(Frame {
+                    last: true,
+                    ..of(&asked, "end")
+                })
+                .await;
+            assert_eq!(answer(&mut ann, "q").await.0, "one two end");
+        } else {
+            worker.cut().await;
+            until_away(&gateway, "w").await;
+        }
+    }
+    gateway.stopped().await;
+}
+
+async fn a_final_reply_is_sent_again(one: Face, other: Face) {
+    let gateway = Gateway::start().await;
+    let mut worker = gateway.worker(other, "brain", 1).await;
+    let mut ann = gateway.member(one, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = worker.handed().await;
+    let end = |part: &str| Frame {
+        id: "end".into(),
+        ..last(&asked, part)
+    };
+    worker.send(end("the end")).await;
+    let first = worker.acked("end").await;
+    worker.send(end("the end")).await;
+    let again = worker.acked("end").await;
+    assert_eq!((again.seq, again.duplicate), (first.seq, true));
+    worker.send(end("another end")).await;
+    assert!(is(&worker.refusal().await, Reason::RequestEnded));
+    gateway.stopped().await;
+}
+
+async fn cancelled_while_its_worker_is_away(one: Face, other: Face) {
+    let gateway = Gateway::start().await;
+    let (mut worker, _) = gateway.serving(other, named("w")).await;
+    let mut ann = gateway.member(one, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = worker.handed().await;
+    worker.cut().await;
+    until_away(&gateway, "w").await;
+    assert_eq!(ann.cancel("s", "q", 60_000).await, pb::CancelOutcome::Accepted);
+    let serve = pb::Serve {
+        holds: vec![hold(&asked)],
+        ..named("w")
+    };
+    let (mut worker, serving) = gateway.serving(one, serve).await;
+    assert_eq!(serving.held.len(), 1);
+    let told = worker.stopped().await;
+    assert_eq!((told.reason.as_str(), told.attempt), ("REQUEST_CANCELLED", 1));
+    assert!(told.grace.is_some());
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn an_old_request_does_not_count_against_the_lease() {
+    let gateway = short_leases().await;
+    let (mut worker, _) = gateway.serving(Face::Json, named("w")).await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    worker.handed().await;
+    ann.cancel("s", "q", 0).await;
+    worker.stopped().await;
+    // Nobody asks an idle worker for life.
+    let idle = async {
+        loop {
+            let workers = gateway.router.list_workers("brain");
+            let quiet = Duration::try_from(workers[0].quiet.unwrap()).unwrap();
+            if quiet > Duration::from_millis(700) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("two leases to pass", idle).await;
+    ann.send(hasty(request("s", "r", "brain"), 0, 900)).await;
+    worker.handed().await;
+    assert_eq!(
+        worker.stopped().await.reason,
+        "TOTAL_TIMEOUT",
+        "it answers when it is asked"
+    );
+    gateway.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_turns_come_when_the_role_is_full() {
+    const COUNT: usize = 1_000;
+    let gateway = Gateway::with(|config| {
+        config.limits.waiting = 1;
+        config.limits.open_requests = COUNT;
+        config.limits.ended_requests = COUNT;
+    })
+    .await;
+    let (mut worker, _) = gateway.serving(Face::Grpc, named("w")).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    let mut bob = gateway.member(Face::Json, "t", "bob").await;
+    ann.send(with(request("s", "0", "brain"), alongside(pb::Concurrency::Queue)))
+        .await;
+    let asked = worker.handed().await;
+    let drain = pb::Serve {
+        drain: true,
+        ..named("w")
+    };
+    worker.serve(drain).await;
+    bob.send(request("t", "fills-the-queue", "brain")).await;
+    bob.acked("fills-the-queue").await;
+    for id in 1..COUNT {
+        ann.send(with(
+            request("s", &id.to_string(), "brain"),
+            alongside(pb::Concurrency::Queue),
+        ))
+        .await;
+    }
+    ann.acked(&(COUNT - 1).to_string()).await;
+    worker.send(last(&asked, "")).await;
+    let end = ann.answer(&(COUNT - 1).to_string()).await.1;
+    assert!(is(error(&end), Reason::TooManyWaiting));
     gateway.stopped().await;
 }
 

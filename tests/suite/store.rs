@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 use twinspan::error::Reason;
-use twinspan::frame::{Sealed, Str, pb};
+use twinspan::frame::{Control, Sealed, Str, pb};
 use twinspan::log::{Appended, Commit, Error, Limit, Log, Memory, Page, Retention, Wait};
 
 use crate::harness::*;
@@ -268,6 +268,63 @@ async fn a_loss_outlasts_a_log_that_refuses() {
     assert_eq!((again.id.as_str(), again.attempt), ("q", 2));
     second.send(last(&again, "done")).await;
     assert_eq!(ann.answer("q").await.0, "done");
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_leaves_workers_their_room() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = worker.handed().await;
+    log.slow.store(true, Ordering::SeqCst);
+    worker.send(last(&asked, "done")).await;
+    worker.hears_nothing().await;
+    log.commit(&Err(unavailable()));
+    log.slow.store(false, Ordering::SeqCst);
+    ann.until("the end of the session", |frame| {
+        matches!(control(frame), Some(Control::Left(_))).then_some(())
+    })
+    .await;
+    let mut bob = gateway.member(Face::Json, "t", "bob").await;
+    bob.send(request("t", "r", "brain")).await;
+    assert_eq!(worker.handed().await.id, "r");
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn the_old_attempt_is_stopped_before_the_new_one_is_handed() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let serve = || pb::Serve {
+        role: "brain".to_owned(),
+        worker_id: "w".to_owned(),
+        max_in_flight: 2,
+        ..pb::Serve::default()
+    };
+    let (mut worker, _) = gateway.serving(Face::Grpc, serve()).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    let restart = pb::RequestOptions {
+        on_worker_loss: pb::WorkerLoss::Restart as i32,
+        ..pb::RequestOptions::default()
+    };
+    ann.send(with(request("s", "q", "brain"), restart)).await;
+    worker.handed().await;
+    log.slow.store(true, Ordering::SeqCst);
+    // It is the same one, and knows of nothing.
+    let (mut worker, _) = gateway.serving(Face::Json, serve()).await;
+    log.commit(&Ok(()));
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let what = worker.until("either", |frame| match control(frame) {
+            Some(Control::Cancel(cancel)) => Some((cancel.reason.clone(), cancel.attempt)),
+            _ => (frame.attempt > 0 && frame.reply_to.is_empty()).then(|| ("handed".to_owned(), frame.attempt)),
+        });
+        told.push(what.await);
+    }
+    assert_eq!(told, [("SUPERSEDED".to_owned(), 1), ("handed".to_owned(), 2)]);
     gateway.stopped().await;
 }
 
