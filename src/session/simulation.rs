@@ -117,6 +117,8 @@ struct World {
     model: Model,
     next: u64,
     closed: bool,
+    /// Losses that were told.
+    old_news: Vec<(Str, Cause)>,
 }
 
 const ROLES: [&str; 2] = ["brain", "hands"];
@@ -152,6 +154,7 @@ impl World {
             model: Model::default(),
             next: 0,
             closed: false,
+            old_news: Vec::new(),
         }
     }
 
@@ -161,7 +164,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(24) {
+        match self.random.below(25) {
             0..=1 => self.event(),
             2..=4 => self.request(),
             5..=9 => self.reply(),
@@ -175,6 +178,7 @@ impl World {
             20 => self.worker_returns(),
             21 => self.worker_drains(),
             22 => self.member_comes_or_goes(),
+            23 => self.old_news(),
             _ => self.reader_begins(),
         }
         self.check();
@@ -814,9 +818,20 @@ impl World {
     fn lose_all(&mut self, key: WorkerKey, cause: fn(Holder) -> Cause) {
         for (request, holder) in self.session.held_by(key) {
             self.end(&request, cause(holder));
-            // Told again, and late, it changes nothing.
-            self.end(&request, cause(holder));
+            self.old_news.push((request, cause(holder)));
         }
+    }
+
+    /// A loss is told once more, late: it changes nothing.
+    fn old_news(&mut self) {
+        // An id that was used again names another request, of which the shell forgets the old news.
+        if let Some((request, cause)) = self.random.pick(&self.old_news)
+            && self.holder(&request) != cause.lost()
+        {
+            self.end(&request, cause);
+        }
+        let over = self.old_news.len().saturating_sub(8);
+        self.old_news.drain(..over);
     }
 
     fn worker_goes(&mut self) {
