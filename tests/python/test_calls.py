@@ -155,7 +155,7 @@ def test_a_call_cancels_a_request(sessions, attach):
     worker.request()
     cancel = calls.CancelRequest(session_id="s", request_id="q", reason="changed my mind", grace=Duration())
     assert sessions.Cancel(cancel).outcome == pb.CANCEL_OUTCOME_ACCEPTED
-    assert worker.expect("cancel")["cancel"] == {"requestId": "q", "reason": "REQUEST_CANCELLED"}
+    assert worker.expect("cancel")["cancel"] == {"requestId": "q", "reason": "REQUEST_CANCELLED", "attempt": 1}
     assert sessions.Cancel(cancel).outcome == pb.CANCEL_OUTCOME_ALREADY_ENDED
 
 

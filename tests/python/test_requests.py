@@ -81,7 +81,7 @@ def test_a_cancel_reaches_the_worker_and_ends_the_request(asker, attach):
         "outcome": "CANCEL_OUTCOME_ACCEPTED",
     }
     cancel = worker.expect("cancel")
-    assert cancel["sessionId"] == "s" and cancel["cancel"] == {"requestId": "q", "reason": "REQUEST_CANCELLED"}
+    assert cancel["sessionId"] == "s" and cancel["cancel"] == {"requestId": "q", "reason": "REQUEST_CANCELLED", "attempt": 1}
     error = ended(asker)
     assert (error["code"], error["reason"]) == ("CANCELLED", "REQUEST_CANCELLED") and "enough" in error["message"]
     worker.send(id="late", sessionId="s", replyTo="q", text="late")
@@ -144,7 +144,7 @@ def test_the_total_timeout_reaches_the_worker(asker, attach):
     worker.request()
     error = ended(asker)
     assert (error["code"], error["reason"]) == ("DEADLINE_EXCEEDED", "TOTAL_TIMEOUT")
-    assert worker.expect("cancel")["cancel"] == {"requestId": "q", "reason": "TOTAL_TIMEOUT"}
+    assert worker.expect("cancel")["cancel"] == {"requestId": "q", "reason": "TOTAL_TIMEOUT", "attempt": 1}
 
 
 def test_a_worker_serves_the_sessions_that_it_said(asker, attach):
