@@ -201,6 +201,7 @@ impl Router {
         let mut effects = Vec::new();
         let open = shared.session.open_ids();
         for request in open.iter().rev() {
+            self.inner.counters.ended(Cause::SessionDeleted);
             effects.extend(shared.session.abandon(request, Cause::SessionDeleted, batch.now));
         }
         let seats: Vec<_> = shared.seats().to_vec();

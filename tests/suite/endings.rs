@@ -1061,6 +1061,38 @@ async fn a_call_bounds_its_request() {
 }
 
 #[tokio::test]
+async fn what_a_deletion_ends_is_counted() {
+    let gateway = Gateway::start().await;
+    let mut worker = gateway.worker(Face::Json, "brain", 1).await;
+    let mut ann = gateway.member(Face::Grpc, "s", "ann").await;
+    for id in ["1", "2"] {
+        ann.send(with(request("s", id, "brain"), alongside(pb::Concurrency::Queue)))
+            .await;
+    }
+    assert_eq!(worker.handed().await.id, "1");
+    ann.acked("2").await;
+    let delete = pb::DeleteRequest {
+        session_id: "s".to_owned(),
+    };
+    gateway.sessions().await.delete(delete).await.unwrap();
+    let told = worker.stopped().await;
+    assert_eq!(
+        (told.request_id.as_str(), told.reason.as_str()),
+        ("1", "SESSION_DELETED")
+    );
+    worker.hears_nothing().await;
+    let stats = gateway
+        .admin()
+        .await
+        .stats(pb::StatsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!((stats.requests, stats.failed, stats.open_requests), (2, 2, 0));
+    gateway.stopped().await;
+}
+
+#[tokio::test]
 async fn why_a_request_is_where_it_is() {
     let gateway = Gateway::start().await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
