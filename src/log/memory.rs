@@ -274,18 +274,20 @@ impl Log for Memory {
     }
 
     fn fold(&self, session: &Str, request: &str, from: u64, to: u64) {
-        let mut shard = self.shard(session);
-        let Some(kept) = shard.get_mut(session) else { return };
-        let before = kept.bytes;
-        let dropped = kept.fold(request, from..to.saturating_add(1));
-        self.bytes.fetch_sub(before - kept.bytes, Ordering::Relaxed);
-        drop(shard);
-        // Many frames take their time.
-        drop(dropped);
+        // Many frames take their time: they are dropped after the lock is gone.
+        let _dropped = {
+            let mut shard = self.shard(session);
+            let Some(kept) = shard.get_mut(session) else { return };
+            let before = kept.bytes;
+            let dropped = kept.fold(request, from..to.saturating_add(1));
+            self.bytes.fetch_sub(before - kept.bytes, Ordering::Relaxed);
+            dropped
+        };
     }
 
     fn delete(&self, session: &Str) {
-        if let Some(kept) = self.shard(session).remove(session) {
+        let removed = self.shard(session).remove(session);
+        if let Some(kept) = removed {
             self.bytes.fetch_sub(kept.bytes, Ordering::Relaxed);
         }
     }

@@ -273,7 +273,8 @@ impl Router {
     /// Whether a connection would be let in now.
     pub fn check_room(&self) -> Result<(), Refusal> {
         let limit = self.inner.limits.connections;
-        match *self.inner.link_count.borrow() < limit {
+        let has_room = *self.inner.link_count.borrow() < limit;
+        match has_room {
             true => Ok(()),
             false => Err(too_many_connections(limit)),
         }

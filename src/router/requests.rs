@@ -162,14 +162,12 @@ impl Router {
         link.push(handed(&frame, attempt, remaining));
         batch.touch_link(&link);
         self.check_stalled(&link);
+        let holder = Holder { worker: key, attempt };
+        let missed = live.lock().session.missed(request, holder, batch.now.mono);
         if let Some(cause) = worker.lost_by(&link, attempt) {
             // It went away, or fell silent, in between: too late to be asked what it holds.
             self.end_or_retry(live, request, cause, batch);
-        } else if let Some(why) = live
-            .lock()
-            .session
-            .missed(request, Holder { worker: key, attempt }, batch.now.mono)
-        {
+        } else if let Some(why) = missed {
             // It was told to stop before it was told of the request.
             self.stop(live, key, (request, attempt), why, batch);
         }
