@@ -64,10 +64,12 @@ impl Router {
     }
 
     fn submit(&self, live: &Arc<Live>, request: &Str, role: &Str, wish: Wish, batch: &mut Batch) {
-        let ticket = live.ticket(request);
-        let placed = self.dispatch().submit(ticket.clone(), role, wish);
+        let placed = self.dispatch().submit(live.ticket(request), role, wish);
         match placed {
-            Ok(Placed::With(worker)) => self.hand_all(vec![ticket], worker, batch),
+            Ok(Placed::With(worker)) => {
+                let instead = self.hand_over(live, request, worker, batch);
+                self.hand_all(instead, worker, batch);
+            }
             Ok(Placed::Waiting) => {
                 let mut shared = live.lock();
                 if shared.session.is_waiting(request) {
@@ -75,7 +77,7 @@ impl Router {
                     shared.note_request(self, request, batch, live);
                 } else {
                     // It ended before it began to wait; then nobody would withdraw it.
-                    self.dispatch().withdraw(&ticket, role);
+                    self.dispatch().withdraw(&live.ticket(request), role);
                 }
             }
             Err(_) => self.end_or_retry(live, request, Cause::TooManyWaiting, batch),
@@ -120,19 +122,24 @@ impl Router {
         let mut tickets = VecDeque::from(tickets);
         while let Some(ticket) = tickets.pop_front() {
             let live = self.find(&ticket.session).ok();
-            let Some(live) = live.filter(|live| *live.epoch() == ticket.epoch) else {
-                tickets.extend(self.dispatch().release(worker));
-                continue;
-            };
-            match self.hand(&live, &ticket.request, worker, batch) {
-                Handed::Yes => {}
-                Handed::NotNeeded => tickets.extend(self.dispatch().release(worker)),
-                Handed::Unreachable => {
-                    // Dispatch knows that by now, and chooses another one; if this one is back already, it may get others.
-                    tickets.extend(self.dispatch().release(worker));
-                    let again = live.lock().session.submit_again(&ticket.request);
-                    self.carry_out(&live, again, batch);
-                }
+            tickets.extend(match live.filter(|live| *live.epoch() == ticket.epoch) {
+                Some(live) => self.hand_over(&live, &ticket.request, worker, batch),
+                None => self.dispatch().release(worker),
+            });
+        }
+    }
+
+    /// Hands a request to the worker that was chosen for it; what the worker gets instead, if it does not get this one.
+    fn hand_over(&self, live: &Arc<Live>, request: &Str, worker: WorkerKey, batch: &mut Batch) -> Vec<Ticket> {
+        match self.hand(live, request, worker, batch) {
+            Handed::Yes => Vec::new(),
+            Handed::NotNeeded => self.dispatch().release(worker),
+            Handed::Unreachable => {
+                // Dispatch knows that by now, and chooses another one; if this one is back already, it may get others.
+                let instead = self.dispatch().release(worker);
+                let again = live.lock().session.submit_again(request);
+                self.carry_out(live, again, batch);
+                instead
             }
         }
     }

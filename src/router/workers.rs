@@ -611,30 +611,30 @@ impl Router {
 
 /// What a worker keeps of what it held, now that it is reached by another connection.
 fn take_over(worker: &Worker, link: &Link, (before, holds): (&Before, &[pb::Hold]), now: Instant) -> TakenOver {
-    let mut taken = TakenOver {
-        unknown: holds.to_vec(),
-        ..TakenOver::default()
-    };
+    let name = |hold: &pb::Hold| (hold.session_id.as_str().into(), hold.request_id.as_str().into());
+    let mut named: HashMap<(Str, Str), &pb::Hold> = holds.iter().map(|hold| (name(hold), hold)).collect();
+    let mut taken = TakenOver::default();
     for live in &before.sessions {
         let mut shared = live.lock();
         for (request, holder) in shared.session.held_by(worker.key) {
-            let is_it = |hold: &&pb::Hold| *live.id() == *hold.session_id && request == *hold.request_id;
-            let named = holds.iter().find(is_it);
-            let chunks = named.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
-            let Some((hold, chunks)) = named.zip(chunks) else {
+            let name = (live.id().clone(), request.clone());
+            let hold = named.get(&name).copied();
+            let chunks = hold.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
+            let Some((hold, chunks)) = hold.zip(chunks) else {
                 taken.lost.push((Arc::clone(live), request, holder));
                 continue;
             };
+            named.remove(&name);
             // A loss that the log had not taken yet is none any more.
             shared
                 .unended
                 .retain(|(id, cause)| *id != request || cause.lost() != Some(holder));
-            taken.unknown.retain(|other| other != hold);
             let left = shared.session.cancel_left(&request, now);
             taken.cancelled.extend(left.map(|left| (hold.clone(), left)));
             taken.held.push(held(&shared, hold, chunks, now));
         }
     }
+    taken.unknown = named.into_values().cloned().collect();
     taken
 }
 

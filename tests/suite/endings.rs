@@ -56,20 +56,6 @@ fn named(name: &str) -> pb::Serve {
     }
 }
 
-fn on_loss(policy: pb::WorkerLoss) -> pb::RequestOptions {
-    pb::RequestOptions {
-        on_worker_loss: policy as i32,
-        ..pb::RequestOptions::default()
-    }
-}
-
-fn alongside(concurrency: pb::Concurrency) -> pb::RequestOptions {
-    pb::RequestOptions {
-        concurrency: concurrency as i32,
-        ..pb::RequestOptions::default()
-    }
-}
-
 fn hold(asked: &Frame) -> pb::Hold {
     pb::Hold {
         session_id: asked.session_id.to_string(),
@@ -248,12 +234,7 @@ async fn what_was_silent_is_handed_on(one: Face, other: Face) {
     assert_eq!((again.id.as_str(), again.attempt), ("silent", 2));
     second.hears_nothing().await;
     second.send(last(&again, "!")).await;
-    let mut cy = gateway.peer(one).await;
-    let all = pb::Join {
-        after_seq: Some(0),
-        ..pb::Join::default()
-    };
-    cy.join("s", all).await;
+    let mut cy = gateway.reader(one, "s").await;
     assert_eq!(answer(&mut cy, "silent").await.0, "!");
     gateway.stopped().await;
 }
@@ -333,12 +314,7 @@ async fn a_lost_worker_comes_back(one: Face, other: Face) {
             })
             .await;
     }
-    let mut bob = gateway.peer(one).await;
-    let all = pb::Join {
-        after_seq: Some(0),
-        ..pb::Join::default()
-    };
-    bob.join("s", all).await;
+    let mut bob = gateway.reader(one, "s").await;
     let (text, last, restarts) = answer(&mut bob, "q").await;
     assert_eq!((text.as_str(), last.attempt, restarts), ("one two three four", 1, 0));
     assert_eq!(gateway.router.stats().workers_resumed, 1);
@@ -715,12 +691,7 @@ async fn cancelled_when_the_asker_is_gone(one: Face, other: Face) {
     ann.cut().await;
     guest.cut().await;
     for id in ["gone", "guest"] {
-        let mut cy = gateway.peer(other).await;
-        let all = pb::Join {
-            after_seq: Some(0),
-            ..pb::Join::default()
-        };
-        cy.join("s", all).await;
+        let mut cy = gateway.reader(other, "s").await;
         assert!(is(error(&cy.answer(id).await.1), Reason::AskerGone), "{id}");
     }
     let open = gateway.why("s", "goes-on").await;

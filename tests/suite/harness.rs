@@ -115,6 +115,17 @@ impl Gateway {
         peer
     }
 
+    /// A peer that reads the session from its beginning.
+    pub async fn reader(&self, face: Face, session: &str) -> Peer {
+        let mut peer = self.peer(face).await;
+        let all = pb::Join {
+            after_seq: Some(0),
+            ..pb::Join::default()
+        };
+        peer.join(session, all).await;
+        peer
+    }
+
     /// A worker with one role.
     pub async fn worker(&self, face: Face, role: &str, max_in_flight: u32) -> Peer {
         let serve = pb::Serve {
@@ -603,6 +614,22 @@ pub fn with(frame: Frame, options: pb::RequestOptions) -> Frame {
     Frame {
         options: Some(Box::new(options)),
         ..frame
+    }
+}
+
+/// What a request wants when its worker is lost.
+pub fn on_loss(policy: pb::WorkerLoss) -> pb::RequestOptions {
+    pb::RequestOptions {
+        on_worker_loss: policy as i32,
+        ..pb::RequestOptions::default()
+    }
+}
+
+/// How a request wants to get along with others of its session.
+pub fn alongside(concurrency: pb::Concurrency) -> pb::RequestOptions {
+    pb::RequestOptions {
+        concurrency: concurrency as i32,
+        ..pb::RequestOptions::default()
     }
 }
 

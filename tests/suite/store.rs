@@ -221,24 +221,17 @@ async fn a_request_that_replaces_and_is_refused() {
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     ann.send(request("s", "old", "brain")).await;
     worker.handed().await;
-    let replace = || pb::RequestOptions {
-        concurrency: pb::Concurrency::Replace as i32,
-        ..pb::RequestOptions::default()
-    };
     // The end of the old one is logged, the new one is not.
     log.refuse_after("s", 1);
-    ann.send(with(request("s", "new", "brain"), replace())).await;
+    ann.send(with(request("s", "new", "brain"), alongside(pb::Concurrency::Replace)))
+        .await;
     assert!(is(&ann.refusal().await, Reason::LogUnavailable));
-    let mut bob = gateway.peer(Face::Grpc).await;
-    let all = pb::Join {
-        after_seq: Some(0),
-        ..pb::Join::default()
-    };
-    bob.join("s", all).await;
+    let mut bob = gateway.reader(Face::Grpc, "s").await;
     assert!(is(error(&bob.answer("old").await.1), Reason::RequestReplaced));
     assert_eq!(worker.stopped().await.request_id, "old");
     // Its worker has room.
-    ann.send(with(request("s", "new", "brain"), replace())).await;
+    ann.send(with(request("s", "new", "brain"), alongside(pb::Concurrency::Replace)))
+        .await;
     assert_eq!(worker.handed().await.id, "new");
     gateway.stopped().await;
 }
@@ -250,11 +243,8 @@ async fn a_loss_outlasts_a_log_that_refuses() {
     let mut first = gateway.worker(Face::Grpc, "brain", 1).await;
     let mut second = gateway.worker(Face::Json, "hands", 1).await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
-    let restart = pb::RequestOptions {
-        on_worker_loss: pb::WorkerLoss::Restart as i32,
-        ..pb::RequestOptions::default()
-    };
-    ann.send(with(request("s", "q", "brain"), restart)).await;
+    ann.send(with(request("s", "q", "brain"), on_loss(pb::WorkerLoss::Restart)))
+        .await;
     assert_eq!(first.handed().await.attempt, 1);
     log.refuse_once("s");
     first.cut().await;
@@ -306,11 +296,8 @@ async fn the_old_attempt_is_stopped_before_the_new_one_is_handed() {
     };
     let (mut worker, _) = gateway.serving(Face::Grpc, serve()).await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
-    let restart = pb::RequestOptions {
-        on_worker_loss: pb::WorkerLoss::Restart as i32,
-        ..pb::RequestOptions::default()
-    };
-    ann.send(with(request("s", "q", "brain"), restart)).await;
+    ann.send(with(request("s", "q", "brain"), on_loss(pb::WorkerLoss::Restart)))
+        .await;
     worker.handed().await;
     log.slow.store(true, Ordering::SeqCst);
     // It is the same one, and knows of nothing.
