@@ -159,8 +159,12 @@ settings! {
         "Keep the text chunks of a finished reply as one frame, so that history holds answers rather than tokens. Readers who begin in the middle of one get the rest of it.";
     "limits.connections" Count limits.connections,
         "Connections of the whole gateway.";
+    "limits.connections_per_subject" Count limits.connections_per_subject,
+        "Connections of one subject, where peers are authenticated.";
     "limits.sessions" Count limits.sessions,
         "Sessions of the whole gateway.";
+    "limits.sessions_per_subject" Count limits.sessions_per_subject,
+        "Sessions that one subject has brought into being and that are still there, where peers are authenticated.";
     "limits.frame_bytes" Bytes limits.frame_bytes,
         "Bytes of one frame, in the form in which it arrives. A larger one ends its connection.";
     "limits.members" Count limits.members,
@@ -193,6 +197,10 @@ settings! {
         "Bytes that others have sent to one connection (requests to a worker) and that it leaves unread; beyond it, it is disconnected.";
     "limits.handshake" Span limits.handshake,
         "From the accepted TCP connection to the first request on it.";
+    "limits.auth_timeout" Span limits.auth_timeout,
+        "Where peers are authenticated: how long a connection may take to say who it is, in its handshake or by `Hello`.";
+    "limits.pre_auth_bytes" Bytes limits.pre_auth_bytes,
+        "Where peers are authenticated: how many bytes it may send before it has.";
     "limits.heartbeat" Span limits.heartbeat,
         "How long a peer may show no life before it is pinged; after twice as long it is disconnected.";
     "limits.lease" Span limits.lease,

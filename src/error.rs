@@ -86,6 +86,22 @@ reasons! {
         "The peer broke the rules of WebSocket (RFC 6455). The connection ends.";
     InvalidUtf8 "INVALID_UTF8" InvalidArgument Some(1007), final,
         "A WebSocket text message is not UTF-8. The connection ends, as RFC 6455 asks.";
+    Unauthenticated "UNAUTHENTICATED" Unauthenticated Some(4500), final,
+        "The peer did not say who it is, or could not prove it; the message says what is wrong with what it said. Get a credential that is right.";
+    TokenExpired "TOKEN_EXPIRED" Unauthenticated Some(4002), final,
+        "The credential's time is over. Get a new one; connect again with it and resume, or say it in a `Hello` before the time is over.";
+    TokenRevoked "TOKEN_REVOKED" Unauthenticated Some(4501), final,
+        "The credential, or its subject, was revoked by an operator.";
+    AuthUnavailable "AUTH_UNAVAILABLE" Unavailable Some(4003), retry,
+        "The keys by which the credential is to be verified cannot be had now. Try again later.";
+    AuthTimeout "AUTH_TIMEOUT" Unauthenticated Some(4502), final,
+        "The connection did not say who it is in time (`limits.auth_timeout`), or said too much before (`limits.pre_auth_bytes`). Send a credential with the handshake, or in a `Hello` before all else.";
+    PermissionDenied "PERMISSION_DENIED" PermissionDenied None, final,
+        "No grant of the peer allows it: `details.need` is the permission that it takes (docs/PERMISSIONS.md).";
+    NameTaken "NAME_TAKEN" PermissionDenied None, final,
+        "The member_id, or the worker_id, is another subject's here. Use another one.";
+    SubjectChanged "SUBJECT_CHANGED" FailedPrecondition None, final,
+        "A `Hello` on a connection that has an identity may renew it, not change it: the new credential is another subject's. Open another connection.";
     SessionNotFound "SESSION_NOT_FOUND" NotFound None, final,
         "There is no such session. Join it, publish to it or create it first.";
     SessionExists "SESSION_EXISTS" AlreadyExists None, final,

@@ -1,6 +1,7 @@
 //! Twinspan: a session gateway with two faces. Backends dial in over gRPC, browsers over WebSocket; both meet in one
 //! session router. See `docs/ARCHITECTURE.md` for the map.
 
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod config;

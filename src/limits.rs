@@ -30,8 +30,12 @@ pub struct Role {
 pub struct Limits {
     /// Connections of the whole gateway.
     pub connections: usize,
+    /// Connections of one subject.
+    pub connections_per_subject: usize,
     /// Sessions of the whole gateway.
     pub sessions: usize,
+    /// Sessions that one subject has brought into being.
+    pub sessions_per_subject: usize,
     /// Bytes of one frame, in the form in which it arrives.
     pub frame_bytes: usize,
     /// Members of one session, watchers and askers that have not joined included.
@@ -65,6 +69,10 @@ pub struct Limits {
     pub unread_bytes: usize,
     /// From the accepted TCP connection to the first request.
     pub handshake: Duration,
+    /// How long a connection may take to say who it is.
+    pub auth_timeout: Duration,
+    /// Bytes that it may send before it has.
+    pub pre_auth_bytes: usize,
     /// How long a peer may show no life before it is asked for some.
     pub heartbeat: Duration,
     /// How long a worker may show no life and keep its requests, where nothing is said of its role.
@@ -95,7 +103,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 100_000,
+            connections_per_subject: 1_000,
             sessions: 100_000,
+            sessions_per_subject: 10_000,
             frame_bytes: 1 << 20,
             members: 10_000,
             joins: 10_000,
@@ -112,6 +122,8 @@ impl Default for Limits {
             outbox_frames: 1_024,
             unread_bytes: 64 << 20,
             handshake: Duration::from_secs(10),
+            auth_timeout: Duration::from_secs(5),
+            pre_auth_bytes: 64 << 10,
             heartbeat: Duration::from_secs(30),
             lease: Duration::from_secs(60),
             accept_timeout: Duration::from_secs(30),

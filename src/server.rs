@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
 use tower_service::Service;
 
+use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::frame::pb::admin_server::AdminServer;
 use crate::frame::pb::sessions_server::SessionsServer;
@@ -27,7 +28,7 @@ use crate::log::{Log, Memory};
 use crate::router::{Life, Parts, Router};
 use crate::transport::grpc::stub::gateway_server::GatewayServer;
 use crate::transport::tcp::Tcp;
-use crate::transport::{grpc, http as plain};
+use crate::transport::{credentials, grpc, http as plain};
 
 /// Why a server cannot start or go on.
 #[derive(Debug)]
@@ -69,6 +70,7 @@ impl Server {
         let address = listener.local_addr().map_err(unbound)?;
         let router = Router::start(Parts {
             limits: config.limits,
+            auth: Authenticator::nobody(),
             log,
             types: Arc::new(types),
             routes: config.routes.into_iter().collect(),
@@ -132,6 +134,7 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
     };
     // A call's message holds a frame and a little more.
     let call_limit = limit + (64 << 10);
+    let strangers = router.limits().pre_auth_bytes;
     let grpc =
         tonic::service::Routes::new(GatewayServer::new(grpc::Attach::new(router)).max_decoding_message_size(limit))
             .add_service(SessionsServer::new(grpc::Calls::new(router)).max_decoding_message_size(call_limit))
@@ -140,7 +143,13 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
             .add_service(reflection().build_v1().map_err(unreflected)?)
             .add_service(reflection().build_v1alpha().map_err(unreflected)?)
             .into_axum_router()
-            .layer(axum::middleware::map_request(async |request| grpc::note_end(request)))
+            .layer(axum::middleware::map_request(move |request| {
+                std::future::ready(grpc::note_end(request, strangers))
+            }))
+            .layer(axum::middleware::from_fn_with_state(
+                router.clone(),
+                credentials::authenticate,
+            ))
             .layer(tonic_web::GrpcWebLayer::new());
     // Added after the layer, which answers 400 to all HTTP/1 that is not gRPC-Web.
     let all = grpc.merge(plain::routes(router)).fallback(plain::not_found);

@@ -135,6 +135,11 @@ mod tests {
     }
 
     #[test]
+    fn manual_of_permissions_is_in_step() {
+        in_step("PERMISSIONS.md", &crate::auth::markdown());
+    }
+
+    #[test]
     fn every_setting_is_in_a_section_of_the_manual() {
         assert!(
             SETTINGS

@@ -32,6 +32,9 @@ pub trait Inlet: Send + Unpin + 'static {
     /// The next thing that the peer has sent. Not called again after anything but a message.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming>;
 
+    /// It is known who the peer is: it may send as much as anybody.
+    fn trust(&mut self);
+
     /// After the end has been sent: waits until the peer has seen it, or for long enough.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
@@ -74,6 +77,12 @@ impl<I: Inlet> Drive<I> {
         let (frames, bytes) = (limits.outbox_frames, limits.outbox_bytes);
         let mut count = 0;
         while self.state == State::Reading && self.connection.link().may_read(frames, bytes) {
+            if self.connection.poll_greeting(cx).is_pending() {
+                break;
+            }
+            if self.connection.is_known() {
+                self.inlet.trust();
+            }
             if count == BATCH {
                 cx.waker().wake_by_ref();
                 break;

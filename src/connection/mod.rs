@@ -4,6 +4,7 @@
 //! It must never know which face it serves.
 
 mod drive;
+mod greeting;
 mod outgoing;
 
 use std::sync::Arc;
@@ -12,15 +13,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use drive::{Drive, Incoming, Inlet};
+pub use greeting::too_much;
 pub use outgoing::{asked, cancel};
 
+use crate::auth::{Deed, Identity, Place};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Rules, Str, Undecodable, check_id, check_name, pb};
 use crate::router::{
-    Batch, CLIENT_ROLE, Interest, Joining, Known, Link, Live, Parting, Pulse, Router, Sender, Serving, View,
+    Asked, Batch, CLIENT_ROLE, Interest, Joining, Known, Link, Live, Parting, Pulse, Router, Sender, Serving, View,
 };
 use crate::session::dispatch::Offer;
-use crate::session::{Start, WorkerKey};
+use crate::session::{Start, WorkerKey, sender};
+use greeting::Greeting;
 
 /// The longest that a worker may be away.
 const LONGEST_GRACE: Duration = Duration::from_secs(300);
@@ -34,16 +38,40 @@ pub enum Message {
     Binary(Bytes),
 }
 
+/// Who a connection is where it is no member.
+struct Own {
+    /// What `from` says.
+    address: Arc<pb::Address>,
+    /// Of whom dedup speaks.
+    sender: Str,
+}
+
+impl Message {
+    fn len(&self) -> usize {
+        match self {
+            Message::Text(text) => text.len(),
+            Message::Binary(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// The reading side of a connection. Its writing side is the link.
 pub struct Connection {
     router: Router,
     link: Arc<Link>,
     batch: Batch,
-    /// What `from` says of frames into sessions that the connection is not a member of.
-    address: Option<Arc<pb::Address>>,
+    /// Who it is in sessions that it is not a member of.
+    own: Option<Box<Own>>,
     /// What `from` says of replies, by worker.
     serves: Vec<(WorkerKey, Arc<pb::Address>)>,
     worker: Str,
+    /// Who it is, once that is known.
+    identity: Option<Arc<Identity>>,
+    /// What it said of that, while it is looked at.
+    greeting: Option<Box<Greeting>>,
+    /// What it sent before that was known, in bytes, and what is to be done then.
+    heard: usize,
+    deferred: Option<Box<Frame>>,
     /// The session of frames that name none.
     session: Str,
     ignore_unknown: bool,
@@ -52,30 +80,40 @@ pub struct Connection {
 impl Connection {
     /// The connection of a link that was just attached.
     pub fn new(router: &Router, link: Arc<Link>) -> Self {
-        tracing::debug!(connection = %link.name(), form = ?link.form(), "connected");
+        let identity = link.identity();
+        let subject = identity.as_ref().map_or("", |identity| identity.subject.as_str());
+        tracing::debug!(connection = %link.name(), form = ?link.form(), ?subject, "connected");
         Self {
             router: router.clone(),
             batch: Batch::new(router.now()),
-            address: None,
+            own: None,
             serves: Vec::new(),
-            worker: link.name().clone(),
+            worker: sender(subject, link.name()),
+            greeting: None,
+            heard: 0,
+            deferred: None,
             session: Str::EMPTY,
             ignore_unknown: false,
+            identity,
             link,
         }
     }
 
     /// What `from` says where the connection is no member. Most never need it.
-    fn own_address(&mut self) -> Arc<pb::Address> {
+    fn own(&mut self, identity: &Identity) -> &Own {
         let link = &self.link;
-        let address = self.address.get_or_insert_with(|| {
-            Arc::new(pb::Address {
+        self.own.get_or_insert_with(|| {
+            let address = pb::Address {
                 role: CLIENT_ROLE.to_string(),
                 member_id: link.name().to_string(),
+                subject: identity.subject.to_string(),
                 ..pb::Address::default()
+            };
+            Box::new(Own {
+                address: Arc::new(address),
+                sender: sender(&identity.subject, link.name()),
             })
-        });
-        Arc::clone(address)
+        })
     }
 
     /// Its writing side.
@@ -91,6 +129,9 @@ impl Connection {
     /// Handles one message. What follows from it happens with `flush` at the latest.
     pub fn receive(&mut self, message: &Message) {
         self.link.spoke();
+        if let Err(refusal) = self.hear(message.len()) {
+            return self.turn_away(&Str::EMPTY, refusal);
+        }
         let rules = Rules {
             ignore_unknown: self.ignore_unknown,
             types: self.router.types(),
@@ -113,12 +154,22 @@ impl Connection {
     pub fn receive_frame(&mut self, frame: Frame) {
         let (id, session) = (frame.id.clone(), frame.session_id.clone());
         tracing::trace!(connection = %self.link.name(), session = %session, id = %id, "frame");
-        let handled = frame.check().and_then(|()| match frame.body {
-            Body::Control(control) => self.control(&id, &session, *control),
-            _ => self.send(frame),
+        if let Err(refusal) = self.admit(&frame) {
+            return self.turn_away(&id, refusal);
+        }
+        self.handle(&id, &session, |this| {
+            frame.check()?;
+            match frame.body {
+                Body::Control(control) => this.control(&id, &session, *control),
+                _ => this.send(frame),
+            }
         });
-        if let Err(refusal) = handled {
-            self.refuse(&id, &session, &refusal);
+    }
+
+    /// Does something that can be refused.
+    fn handle(&mut self, id: &Str, session: &Str, act: impl FnOnce(&mut Self) -> Result<(), Refusal>) {
+        if let Err(refusal) = act(self) {
+            self.refuse(id, session, &refusal);
         }
     }
 
@@ -153,7 +204,7 @@ impl Connection {
 
     fn control(&mut self, id: &Str, session: &Str, control: Control) -> Result<(), Refusal> {
         let answer = match control {
-            Control::Hello(hello) => Some(self.hello(&hello)),
+            Control::Hello(hello) => return self.hello(id, hello),
             Control::Ping(ping) => Some(Control::Pong(pb::Pong { data: ping.data })),
             Control::Pong(_) => return Ok(()),
             Control::Serve(serve) => return self.serve(id, serve),
@@ -182,26 +233,6 @@ impl Connection {
         Ok(())
     }
 
-    fn hello(&mut self, hello: &pb::Hello) -> Control {
-        tracing::info!(connection = %self.link.name(), client = %hello.client, "hello");
-        self.ignore_unknown = hello.ignore_unknown;
-        let limits = self.router.limits();
-        Control::Welcome(pb::Welcome {
-            connection_id: self.link.name().to_string(),
-            server: concat!("twinspan/", env!("CARGO_PKG_VERSION")).to_owned(),
-            heartbeat_interval: prost_types::Duration::try_from(limits.heartbeat).ok(),
-            limits: Some(pb::Limits {
-                frame_bytes: limits.frame_bytes as u32,
-                payload_depth: crate::frame::MAX_DEPTH,
-                joins: limits.joins as u32,
-                members: limits.members as u32,
-                open_requests: limits.open_requests as u32,
-                max_in_flight: limits.max_in_flight,
-            }),
-            ignore_unknown: hello.ignore_unknown,
-        })
-    }
-
     /// The session that a frame is about.
     fn session_of(&self, named: &Str) -> Result<Str, Refusal> {
         if !named.is_empty() {
@@ -219,10 +250,25 @@ impl Connection {
     fn join(&mut self, id: &Str, session: &Str, join: pb::Join) -> Result<(), Refusal> {
         let session = self.session_of(session)?;
         let joining = joining(join, self.link.name())?;
+        let place = Place {
+            session: &session,
+            role: &joining.role,
+        };
+        let grants = &self.identity()?.grants;
+        grants.check(Deed::Join, place)?;
+        if joining.interest.presence {
+            grants.check(Deed::JoinPresence, place)?;
+        }
         self.router.join(&self.link, &session, joining, id, &mut self.batch)
     }
 
     fn serve(&mut self, id: &Str, serve: pb::Serve) -> Result<(), Refusal> {
+        let identity = self.identity()?;
+        let place = Place {
+            session: "",
+            role: &serve.role,
+        };
+        identity.grants.check(Deed::Serve, place)?;
         let named = !serve.worker_id.is_empty();
         let grace = match outgoing::span(serve.grace) {
             Some(grace) => grace.min(LONGEST_GRACE),
@@ -237,6 +283,7 @@ impl Connection {
             offer: Offer {
                 role: serve.role.as_str().into(),
                 sessions: serve.sessions.iter().map(|pattern| pattern.as_str().into()).collect(),
+                granted: identity.grants.served(&serve.role).unwrap_or_default(),
                 max_in_flight: serve.max_in_flight.max(1),
                 draining: serve.drain,
             },
@@ -247,9 +294,10 @@ impl Connection {
         let address = Arc::new(pb::Address {
             role: serve.role,
             member_id: serving.name.to_string(),
+            subject: identity.subject.to_string(),
             ..pb::Address::default()
         });
-        self.worker = serving.name.clone();
+        self.worker = sender(&identity.subject, &serving.name);
         // The answer comes before the first request.
         let link = Arc::clone(&self.link);
         let answer = |serving| link.answer(id, &Str::EMPTY, Body::Control(Box::new(Control::Serving(serving))));
@@ -262,8 +310,8 @@ impl Connection {
     }
 
     fn cancel(&mut self, session: &str, cancel: pb::Cancel) -> Result<Control, Refusal> {
-        let live = self.router.find(session)?;
-        let outcome = outgoing::cancel(&self.router, &live, &cancel, &mut self.batch)?;
+        let identity = self.identity()?;
+        let outcome = outgoing::cancel(&self.router, session, &cancel, &identity, &mut self.batch)?;
         Ok(Control::CancelAck(pb::CancelAck {
             request_id: cancel.request_id,
             outcome: outcome as i32,
@@ -274,24 +322,25 @@ impl Connection {
     fn send(&mut self, mut frame: Frame) -> Result<(), Refusal> {
         let session = self.session_of(&frame.session_id)?;
         check_name("session_id", &session)?;
+        let identity = self.identity()?;
         let asked = asked(&self.router, &mut frame)?;
+        check_send(&identity, &session, &frame, asked.as_ref())?;
         let seat = self.link.seat(&session);
         let live = match &seat {
             Some(seat) => Arc::clone(seat.live()),
             None if !frame.reply_to.is_empty() => self.router.find(&session)?,
-            None => self.router.open(&session)?.0,
+            None => self.router.open(&session, &identity)?.0,
         };
         let member = seat.as_deref().filter(|seat| seat.is_member());
         let is_reply = !frame.reply_to.is_empty();
-        let name = match member {
-            _ if is_reply => self.worker.clone(),
-            Some(seat) => seat.name().clone(),
-            None => self.link.name().clone(),
+        let (address, name) = match member {
+            Some(seat) => (Arc::clone(seat.address()), seat.sender().clone()),
+            None => {
+                let own = self.own(&identity);
+                (Arc::clone(&own.address), own.sender.clone())
+            }
         };
-        let address = match member {
-            Some(seat) => Arc::clone(seat.address()),
-            None => self.own_address(),
-        };
+        let name = if is_reply { self.worker.clone() } else { name };
         let sender = Sender {
             link: Some(&self.link),
             address,
@@ -328,6 +377,16 @@ impl Connection {
     pub fn tidy(&self) {
         self.router.tidy(&self.link);
     }
+}
+
+/// Whether the frame may be sent. A reply needs what only its request knows: to be its worker's.
+pub fn check_send(identity: &Identity, session: &str, frame: &Frame, asked: Option<&Asked>) -> Result<(), Refusal> {
+    let (deed, role) = match asked {
+        Some(asked) => (Deed::Request, asked.role.as_str()),
+        None if !frame.reply_to.is_empty() => (Deed::Reply, ""),
+        None => (Deed::Send, ""),
+    };
+    identity.grants.check(deed, Place { session, role })
 }
 
 fn joining(join: pb::Join, default_name: &Str) -> Result<Joining, Refusal> {

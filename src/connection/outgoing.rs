@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::{Identity, Reach};
 use crate::error::{Reason, Refusal};
 use crate::frame::{CANCEL_SECONDS, Frame, Str, check_span, pb};
-use crate::router::{Asked, Batch, Live, Router};
+use crate::router::{Asked, Batch, Router};
 use crate::session::{Concurrency, Loss, Terms};
 
 /// Whether the frame is a request, and of what kind. Routes it by its type if it says nothing of where to, and gives it an id
@@ -101,8 +102,9 @@ pub fn span(set: Option<prost_types::Duration>) -> Option<Duration> {
 /// Cancels a request.
 pub fn cancel(
     router: &Router,
-    live: &Arc<Live>,
+    session: &str,
     cancel: &pb::Cancel,
+    by: &Identity,
     batch: &mut Batch,
 ) -> Result<pb::CancelOutcome, Refusal> {
     let (request, why) = (&cancel.request_id, &cancel.reason);
@@ -111,6 +113,19 @@ pub fn cancel(
         return Err(Refusal::field("cancel.reason", "at most 256 bytes"));
     }
     check_span("cancel.grace", cancel.grace.as_ref(), CANCEL_SECONDS)?;
+    let reach = by.grants.reach(session);
+    if reach == Reach::None {
+        // Not even whether there is such a request.
+        return Ok(pb::CancelOutcome::Denied);
+    }
+    let live = &super::find_session(router, session)?;
+    if reach == Reach::Own
+        && router
+            .asker(live, request)
+            .is_some_and(|asker| asker != by.subject.as_str())
+    {
+        return Ok(pb::CancelOutcome::Denied);
+    }
     let message = if why.is_empty() {
         "the request was cancelled".to_owned()
     } else {

@@ -62,6 +62,25 @@ pub fn check_name(field: &str, name: &str) -> Result<(), Refusal> {
     ))
 }
 
+/// Whether the name fits the pattern, in which `*` stands for any characters, or none.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let head = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(head) else {
+        return false;
+    };
+    let Some(tail) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(tail)
+}
+
 /// Checks an `id`, `type` or `request_id`, which may be empty.
 #[inline]
 pub fn check_id(field: &str, id: &str) -> Result<(), Refusal> {

@@ -13,16 +13,18 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Router;
+use super::identities::Arrival;
 use super::live::Found;
 use super::seat::{Cursor, Seat, Seats};
 use super::timers::{Later, Life};
+use crate::auth::Identity;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Run, Sealed, Str, Types, pb};
 use crate::log::Page;
@@ -50,6 +52,14 @@ struct End {
     refusal: Option<Refusal>,
     /// The close frame, until it is on its way.
     farewell: Bytes,
+    /// It was seen to be still there.
+    is_overdue: bool,
+}
+
+/// Who is at the other end, and when that is to be looked at again.
+struct Standing {
+    identity: Option<Arc<Identity>>,
+    until: Option<(Instant, u64)>,
 }
 
 /// A connection as the router sees it.
@@ -68,6 +78,7 @@ pub struct Link {
     /// The gRPC stream that pulls.
     puller: AtomicWaker,
     places: Mutex<Places>,
+    standing: Mutex<Standing>,
     /// There are ready seats, for a look without the lock.
     has_ready: AtomicBool,
     /// It is on the list of those who are kicked soon.
@@ -121,7 +132,8 @@ const SLICES: usize = 64;
 
 impl Link {
     /// A link that writes to the socket by itself, or, without one, waits for its frames to be taken by `poll_take`.
-    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>, life: Life) -> Self {
+    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>, arrival: Arrival) -> Self {
+        let Arrival { life, identity } = arrival;
         let out = Out {
             socket,
             waker: Waker::noop().clone(),
@@ -148,6 +160,7 @@ impl Link {
             driver: AtomicWaker::new(),
             puller: AtomicWaker::new(),
             places: Mutex::default(),
+            standing: Mutex::new(Standing { identity, until: None }),
             has_ready: AtomicBool::new(false),
             soon: AtomicBool::new(false),
             later: router.later(),
@@ -189,6 +202,24 @@ impl Link {
 
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who is at the other end, if that is known.
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.standing().identity.clone()
+    }
+
+    pub(super) fn set_identity(&self, identity: Arc<Identity>) {
+        self.standing().identity = Some(identity);
+    }
+
+    /// The timers look at it there from now on; where they did before.
+    pub(super) fn arm(&self, place: Option<(Instant, u64)>) -> Option<(Instant, u64)> {
+        std::mem::replace(&mut self.standing().until, place)
     }
 
     fn out(&self) -> MutexGuard<'_, Out> {
@@ -264,7 +295,11 @@ impl Link {
             Some(refusal) if self.form != Form::Wire => close_frame(refusal),
             _ => Bytes::new(),
         };
-        self.end_by(End { refusal, farewell });
+        self.end_by(End {
+            refusal,
+            farewell,
+            is_overdue: false,
+        });
     }
 
     /// Ends the connection without a reason, as the peer wants it; with these bytes as the last.
@@ -272,6 +307,7 @@ impl Link {
         self.end_by(End {
             refusal: None,
             farewell,
+            is_overdue: false,
         });
     }
 
@@ -293,6 +329,17 @@ impl Link {
         }
         drop(out);
         self.kick();
+    }
+
+    /// Cuts it if it was to end already when it was looked at before: its peer does not take what is on its way.
+    pub(super) fn cut_if_overdue(&self) {
+        let is_overdue = self.with_out(|out| {
+            let end = out.end.as_deref_mut().filter(|_| !out.ended);
+            end.is_some_and(|end| std::mem::replace(&mut end.is_overdue, true))
+        });
+        if is_overdue {
+            self.cut(None);
+        }
     }
 
     /// Bytes for this connection alone that it has not taken.

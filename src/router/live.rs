@@ -18,6 +18,8 @@ use crate::session::{Cause, Effect, Opened, Session, Stage};
 pub struct Live {
     id: Str,
     epoch: Str,
+    /// The subject that brought it into being.
+    owner: Box<str>,
     shared: Mutex<Shared>,
 }
 
@@ -90,7 +92,7 @@ impl Found {
 pub const LISTED: usize = 256;
 
 impl Live {
-    pub(super) fn new(id: Str, epoch: Str, limits: Arc<Limits>, now: (Instant, SystemTime)) -> Self {
+    pub(super) fn new((id, epoch): (Str, Str), owner: &str, limits: Arc<Limits>, now: (Instant, SystemTime)) -> Self {
         let session = Session::new(id.clone(), epoch.clone(), Arc::clone(&limits), now.1);
         let shared = Shared {
             session,
@@ -111,6 +113,7 @@ impl Live {
         Self {
             id,
             epoch,
+            owner: owner.into(),
             shared: Mutex::new(shared),
         }
     }
@@ -123,6 +126,11 @@ impl Live {
     /// The identity of its log's life.
     pub fn epoch(&self) -> &Str {
         &self.epoch
+    }
+
+    /// The subject that brought it into being.
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
     }
 
     /// A request of this session, as dispatch knows it.

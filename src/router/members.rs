@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::Router;
 use super::batch::{Batch, Haste};
+use super::identities::Thing;
 use super::link::Link;
 use super::live::{self, Live, Shared};
 use super::seat::{Circle, Cursor, Interest, Placing, Seat, View};
 use super::workers::Parting;
+use crate::auth::Identity;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Str, pb};
 use crate::log::{self, Limit, Page, Wait};
@@ -46,7 +48,8 @@ impl Router {
     ) -> Result<(), Refusal> {
         let before = link.seat(session);
         self.check_joins(link, before.is_some())?;
-        let (live, _) = self.open(session)?;
+        let by = link.identity().ok_or_else(unknown)?;
+        let (live, _) = self.open(session, &by)?;
         let placing = self.placing(link, &live, &joining);
         let mut shared = live.lock();
         shared.check_here(session)?;
@@ -62,7 +65,7 @@ impl Router {
         let old = before.and_then(|before| shared.rise(before.key()));
         let evicted = entry.replaced.and_then(|key| shared.rise(key));
         shared.sit(Arc::clone(&seat));
-        let joined = shared.joined(self, &entry.begin, &joining);
+        let joined = shared.joined(self, &entry.begin, &joining, &by);
         drop(shared);
 
         if let Some(old) = old {
@@ -92,9 +95,11 @@ impl Router {
     }
 
     fn placing(&self, link: &Arc<Link>, live: &Arc<Live>, joining: &Joining) -> Placing {
+        let subject = link.identity().map_or(Str::EMPTY, |identity| identity.subject.clone());
         let address = pb::Address {
             role: joining.role.to_string(),
             member_id: joining.name.to_string(),
+            subject: subject.to_string(),
             ..pb::Address::default()
         };
         Placing {
@@ -107,6 +112,7 @@ impl Router {
             view: joining.view,
             address: Arc::new(address),
             name: joining.name.clone(),
+            sender: session::sender(&subject, &joining.name),
             interest: joining.interest,
         }
     }
@@ -192,7 +198,7 @@ impl Router {
         Ok(())
     }
 
-    fn vacate(&self, seat: &Arc<Seat>, batch: &mut Batch) {
+    pub(super) fn vacate(&self, seat: &Arc<Seat>, batch: &mut Batch) {
         let live = seat.live();
         let mut shared = live.lock();
         shared.rise(seat.key());
@@ -208,7 +214,8 @@ impl Router {
             batch.touch(live, Haste::Now);
         }
         // What it asked before it joined, or without, it asked by the connection's name.
-        shared.session.asker_gone(seat.link().name(), batch.now.mono);
+        let asker = session::sender(&seat.address().subject, seat.link().name());
+        shared.session.asker_gone(&asker, batch.now.mono);
         self.arm(live, &mut shared);
     }
 
@@ -250,9 +257,17 @@ impl Router {
         }
         if self.links(link.id()).remove(&link.id()).is_some() {
             self.inner.link_count.send_modify(|count| *count -= 1);
+            if let Some(identity) = link.identity() {
+                self.inner.subjects.give_back(&identity.subject, Thing::Link);
+            }
+            self.inner.timers.set_link(None, link.arm(None), link);
         }
         batch.finish(None);
     }
+}
+
+fn unknown() -> Refusal {
+    Refusal::new(Reason::Unauthenticated, "say first who it is")
 }
 
 /// Tells a connection that it is not in the session any more. Its seat was taken away before.
@@ -300,7 +315,7 @@ impl Shared {
         let member = session::Member {
             name: joining.name.clone(),
             role: joining.role.clone(),
-            subject: Str::EMPTY,
+            subject: placing.address.subject.as_str().into(),
             seat: placing.key,
             joined_at: batch.now.wall,
         };
@@ -331,8 +346,9 @@ impl Shared {
         Ok(entry)
     }
 
-    fn joined(&self, router: &Router, begin: &Begin, joining: &Joining) -> pb::Joined {
+    fn joined(&self, router: &Router, begin: &Begin, joining: &Joining, by: &Identity) -> pb::Joined {
         let member = joining.view == View::Member;
+        let shows_members = router.shows_members(by, self.session.id());
         pb::Joined {
             epoch: self.session.epoch().to_string(),
             head_seq: self.committed,
@@ -348,8 +364,11 @@ impl Shared {
             } else {
                 String::new()
             },
-            members: self.member_list(),
-            member_count: self.session.members().len() as u32,
+            members: shows_members.then(|| self.member_list()).unwrap_or_default(),
+            member_count: match shows_members {
+                true => self.session.members().len() as u32,
+                false => 0,
+            },
             open_requests: self.request_list(router),
         }
     }

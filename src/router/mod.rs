@@ -6,6 +6,7 @@
 
 mod batch;
 mod counters;
+mod identities;
 mod link;
 mod live;
 mod members;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 pub use batch::Batch;
+pub use identities::Arrival;
 pub use link::{Form, Link, Socket};
 pub use live::Live;
 pub use members::Joining;
@@ -36,6 +38,7 @@ pub use sessions::{Listing, Query};
 pub use timers::Life;
 pub use workers::{Parting, Pulse, Serving};
 
+use crate::auth::{Authenticator, Deed, Identity, Place};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Str, Types, pb};
 use crate::limits::Limits;
@@ -52,6 +55,8 @@ pub const CLIENT_ROLE: Str = Str::from_static("client");
 pub struct Parts {
     /// What peers are held to.
     pub limits: Limits,
+    /// Who peers are.
+    pub auth: Authenticator,
     /// Where frames are kept.
     pub log: Arc<dyn Log>,
     /// The descriptors of typed messages.
@@ -72,6 +77,9 @@ pub struct Router {
 
 struct Inner {
     limits: Arc<Limits>,
+    auth: Authenticator,
+    nobody: Arc<Identity>,
+    subjects: identities::Subjects,
     log: Arc<dyn Log>,
     types: Arc<Types>,
     routes: HashMap<Str, Str>,
@@ -105,6 +113,7 @@ impl Router {
     pub fn start(parts: Parts) -> Self {
         let Parts {
             limits,
+            auth,
             log,
             types,
             routes,
@@ -121,6 +130,9 @@ impl Router {
                 affinity_keys: limits.affinity_keys,
             })),
             limits: Arc::new(limits),
+            nobody: Arc::new(Identity::nobody()),
+            subjects: identities::Subjects::default(),
+            auth,
             log,
             types,
             routes: routes
@@ -153,6 +165,11 @@ impl Router {
     /// What peers are held to.
     pub fn limits(&self) -> &Limits {
         &self.inner.limits
+    }
+
+    /// Who peers are.
+    pub fn auth(&self) -> &Authenticator {
+        &self.inner.auth
     }
 
     /// The descriptors of typed messages.
@@ -219,26 +236,42 @@ impl Router {
         })
     }
 
-    /// The session, which comes into being if need be; and whether it did.
-    pub fn open(&self, session: &Str) -> Result<(Arc<Live>, bool), Refusal> {
+    /// The session, which comes into being if need be, and if whoever opens it may have it so; and whether it did.
+    pub fn open(&self, session: &Str, by: &Identity) -> Result<(Arc<Live>, bool), Refusal> {
         let mut shard = self.shard(session);
         if let Some(live) = shard.get(session) {
             return Ok((Arc::clone(live), false));
         }
+        by.grants.check(Deed::Open, Place { session, role: "" })?;
+        let of_subject = self.limits().sessions_per_subject;
+        if !self
+            .inner
+            .subjects
+            .take(&by.subject, identities::Thing::Session, of_subject)
+        {
+            let text = format!(
+                "the subject has made {of_subject} sessions that are still there, the most it may; delete some"
+            );
+            return Err(Refusal::new(Reason::TooManySessions, text)
+                .with("limit", of_subject.to_string())
+                .with("setting", "limits.sessions_per_subject"));
+        }
         let limit = self.inner.limits.sessions;
         if self.inner.session_count.fetch_add(1, Ordering::Relaxed) >= limit {
             self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
+            self.inner.subjects.give_back(&by.subject, identities::Thing::Session);
             return Err(Refusal::new(
                 Reason::TooManySessions,
                 format!("the gateway has {limit} sessions, the most it may have"),
             )
-            .with("limit", limit.to_string()));
+            .with("limit", limit.to_string())
+            .with("setting", "limits.sessions"));
         }
         let now = self.now();
         let id = session.detached();
         let live = Arc::new(Live::new(
-            id.clone(),
-            random_name(),
+            (id.clone(), random_name()),
+            &by.subject,
             Arc::clone(&self.inner.limits),
             (now.mono, now.wall),
         ));
@@ -254,8 +287,13 @@ impl Router {
     }
 
     /// Lets a connection in, if there may be one more. With a socket, it is written to; without, `Link::poll_take` gives out
-    /// what there is for it. The life is that of whatever carries it.
-    pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>, life: Life) -> Result<Arc<Link>, Refusal> {
+    /// what there is for it.
+    pub fn attach(
+        &self,
+        form: Form,
+        socket: Option<Pin<Box<dyn Socket>>>,
+        arrival: Arrival,
+    ) -> Result<Arc<Link>, Refusal> {
         let limit = self.inner.limits.connections;
         let mut admitted = false;
         self.inner.link_count.send_modify(|count| {
@@ -265,8 +303,15 @@ impl Router {
         if !admitted {
             return Err(too_many_connections(limit));
         }
-        let link = Arc::new(Link::new(self, form, socket, life));
+        if let Some(identity) = &arrival.identity
+            && let Err(refusal) = self.take_link(&identity.subject)
+        {
+            self.inner.link_count.send_modify(|count| *count -= 1);
+            return Err(refusal);
+        }
+        let link = Arc::new(Link::new(self, form, socket, arrival));
         self.links(link.id()).insert(link.id(), Arc::clone(&link));
+        self.arm_new(&link);
         Ok(link)
     }
 

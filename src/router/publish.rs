@@ -24,7 +24,7 @@ pub struct Sender<'a> {
     pub address: Arc<pb::Address>,
     /// What `from` will say of replies, by the worker that the connection is.
     pub serves: &'a [(WorkerKey, Arc<pb::Address>)],
-    /// Of whom dedup speaks.
+    /// The same in one word (`session::sender`): of whom dedup speaks.
     pub name: &'a Str,
 }
 
@@ -166,6 +166,7 @@ impl Router {
         };
         let mut shared = live.lock();
         shared.check_here(live.id())?;
+        shared.check_own(sender)?;
         let post = Post {
             sender: sender.name,
             id: &frame.id,
@@ -194,6 +195,7 @@ impl Router {
         frame.attempt = plan.attempt;
         frame.index = plan.index;
         frame.from = Some(sender.address_of(plan.worker));
+        shared.address_to(&mut frame, sender);
         let accepted = pb::Accepted {
             seq: plan.seq,
             index: plan.index,
@@ -374,11 +376,13 @@ impl Router {
         }
         let mut shared = live.lock();
         shared.check_here(live.id())?;
+        shared.check_own(sender)?;
         if frame.reply_to.is_empty() {
             let to = frame.to.as_deref().filter(|to| !to.member_id.is_empty());
             shared.session.check_ephemeral(to.map(|to| to.member_id.as_str()))?;
             frame.attempt = 0;
             frame.from = Some(Arc::clone(&sender.address));
+            shared.address_to(&mut frame, sender);
         } else {
             let noted = shared.session.note_reply(reply(&frame, sender), batch.now.mono);
             let (attempt, worker) = noted.inspect_err(|refusal| self.count_refused(refusal))?;
@@ -399,6 +403,27 @@ impl Router {
 }
 
 impl Shared {
+    /// Whoever calls names itself, and not somebody else. A connection has shown its name when it joined.
+    fn check_own(&self, sender: &Sender<'_>) -> Result<(), Refusal> {
+        let pb::Address { member_id, subject, .. } = &*sender.address;
+        match sender.link {
+            Some(_) => Ok(()),
+            None => self.session.check_own(member_id, subject),
+        }
+    }
+
+    /// A private frame is for whoever goes by the name now, not for a subject that does so later.
+    fn address_to(&self, frame: &mut Frame, sender: &Sender<'_>) {
+        let Some(to) = frame.to.as_mut().filter(|to| !to.member_id.is_empty()) else {
+            return;
+        };
+        let member = self.session.member(&to.member_id);
+        let subject = member.map_or(sender.address.subject.as_str(), |member| &member.subject);
+        if !subject.is_empty() {
+            Arc::make_mut(to).subject = subject.to_owned();
+        }
+    }
+
     /// The ack of a frame that is there already is as good as the first one's: it waits as long.
     fn posted_again(&mut self, accepted: pb::Accepted, whom: Whom<'_>) -> Posted {
         let waits = accepted.seq > self.committed;
@@ -434,7 +459,7 @@ impl Shared {
     }
 }
 
-fn kind<'a>(frame: &'a Frame, sender: &Sender<'_>, asked: Option<&'a Asked>, is_reply: bool) -> Kind<'a> {
+fn kind<'a>(frame: &'a Frame, sender: &'a Sender<'_>, asked: Option<&'a Asked>, is_reply: bool) -> Kind<'a> {
     if let Some(Asked { role, terms }) = asked {
         return Kind::Request { role, terms };
     }
@@ -442,7 +467,10 @@ fn kind<'a>(frame: &'a Frame, sender: &Sender<'_>, asked: Option<&'a Asked>, is_
         return Kind::Reply(reply(frame, sender));
     }
     match frame.to.as_deref() {
-        Some(to) if !to.member_id.is_empty() => Kind::Private { to: &to.member_id },
+        Some(to) if !to.member_id.is_empty() => Kind::Private {
+            to: &to.member_id,
+            own: &sender.address.member_id,
+        },
         _ => Kind::Event,
     }
 }

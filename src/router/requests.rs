@@ -287,6 +287,12 @@ impl Router {
         }
     }
 
+    /// The subject that asked an open request.
+    pub fn asker(&self, live: &Live, request: &str) -> Option<String> {
+        let asked_by = live.lock().asked_by(request)?;
+        Some(asked_by.subject.clone())
+    }
+
     /// Has a request end: at once, or by its worker within the grace.
     pub fn cancel(
         &self,

@@ -116,6 +116,8 @@ pub struct Placing {
     pub address: Arc<pb::Address>,
     /// Its member's name.
     pub name: Str,
+    /// The same with the subject, in one word (`session::sender`).
+    pub sender: Str,
     /// What it is told beyond what is for everybody.
     pub interest: Interest,
 }
@@ -154,6 +156,11 @@ impl Seat {
     /// The member's name.
     pub fn name(&self) -> &Str {
         &self.at.name
+    }
+
+    /// Of whom dedup speaks.
+    pub fn sender(&self) -> &Str {
+        &self.at.sender
     }
 
     /// Whether it is told what concerns the circle.
@@ -207,14 +214,10 @@ impl Seat {
     }
 
     fn is_for(&self, to: &pb::Address, frame: &Frame) -> bool {
-        let sent = || {
-            frame
-                .from
-                .as_deref()
-                .is_some_and(|from| from.member_id == *self.at.name)
-        };
+        let is_own = |one: &pb::Address| one.member_id == *self.at.name && one.subject == self.at.address.subject;
+        let sent = || frame.from.as_deref().is_some_and(is_own);
         if !to.member_id.is_empty() {
-            return to.member_id == *self.at.name || sent();
+            return is_own(to) || sent();
         }
         !to.multicast || to.role == self.at.address.role || sent()
     }

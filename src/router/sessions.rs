@@ -7,9 +7,11 @@ use std::time::SystemTime;
 
 use super::Router;
 use super::batch::{Batch, Haste};
+use super::identities::Thing;
 use super::live::{Live, Shared};
 use super::members::dismiss;
 use super::seat::Circle;
+use crate::auth::Identity;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Frame, Run, Sealed, Str, pb};
 use crate::log::{self, Limit};
@@ -63,8 +65,8 @@ const READ: Limit = Limit {
 
 impl Router {
     /// Makes a session.
-    pub fn create(&self, id: &Str, metadata: Vec<(String, String)>) -> Result<pb::Session, Refusal> {
-        let (live, new) = self.open(id)?;
+    pub fn create(&self, id: &Str, metadata: Vec<(String, String)>, by: &Identity) -> Result<pb::Session, Refusal> {
+        let (live, new) = self.open(id, by)?;
         if !new {
             return Err(Refusal::new(
                 Reason::SessionExists,
@@ -197,6 +199,7 @@ impl Router {
         }
         shard.remove(live.id());
         self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
+        self.inner.subjects.give_back(live.owner(), Thing::Session);
         shared.gone = true;
         let mut effects = Vec::new();
         let open = shared.session.open_ids();

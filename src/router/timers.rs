@@ -35,34 +35,50 @@ const CALM: u32 = 4;
 /// A ping, whole: RFC 6455 §5.5.2.
 pub(super) const PING: Bytes = Bytes::from_static(&[0x89, 0]);
 
-/// The table of sessions with deadlines.
+/// The table of sessions with deadlines, and of connections that may not go on for ever as who they are.
 #[derive(Default)]
 pub(super) struct Timers {
-    table: Mutex<BTreeMap<(Instant, u64), Weak<Live>>>,
+    table: Mutex<BTreeMap<(Instant, u64), Timed>>,
     earlier: Notify,
+}
+
+/// What the timers are to look at.
+enum Timed {
+    Session(Weak<Live>),
+    Link(Weak<Link>),
 }
 
 impl Timers {
     /// Puts the session into the table, in one place only.
     fn set(&self, place: (Instant, u64), before: Option<(Instant, u64)>, live: &Arc<Live>) {
+        self.put(Some(place), before, Timed::Session(Arc::downgrade(live)));
+    }
+
+    /// Puts the connection into the table, in one place only, or takes it out.
+    pub fn set_link(&self, place: Option<(Instant, u64)>, before: Option<(Instant, u64)>, link: &Arc<Link>) {
+        self.put(place, before, Timed::Link(Arc::downgrade(link)));
+    }
+
+    fn put(&self, place: Option<(Instant, u64)>, before: Option<(Instant, u64)>, timed: Timed) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = before {
             table.remove(&before);
         }
+        let Some(place) = place else { return };
         let first = table.keys().next().is_none_or(|(first, _)| place.0 < *first);
-        table.insert(place, Arc::downgrade(live));
+        table.insert(place, timed);
         drop(table);
         if first {
             self.earlier.notify_one();
         }
     }
 
-    fn take_due(&self, now: Instant) -> (Vec<Arc<Live>>, Option<Instant>) {
+    fn take_due(&self, now: Instant) -> (Vec<Timed>, Option<Instant>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let later = table.split_off(&(now, u64::MAX));
         let due = std::mem::replace(&mut *table, later);
         let next = table.keys().next().map(|(at, _)| *at);
-        (due.into_values().filter_map(|live| live.upgrade()).collect(), next)
+        (due.into_values().collect(), next)
     }
 }
 
@@ -174,8 +190,11 @@ async fn deadlines(inner: Weak<Inner>) {
     while let Some(inner) = inner.upgrade() {
         let router = Router { inner };
         let (due, next) = router.inner.timers.take_due(router.now().mono);
-        for live in due {
-            router.expire(&live);
+        for timed in due {
+            match timed {
+                Timed::Session(live) => drop(live.upgrade().map(|live| router.expire(&live))),
+                Timed::Link(link) => drop(link.upgrade().map(|link| router.expire_link(&link))),
+            }
         }
         let wait = next.map_or(LATE, |next| next.saturating_duration_since(router.now().mono).min(LATE));
         let earlier = router.inner.timers.earlier.notified();
@@ -285,6 +304,7 @@ impl Router {
             links.values().cloned().collect()
         };
         for link in links {
+            link.cut_if_overdue();
             let quiet = self.ticks_since(link.last_alive());
             if link.form() == Form::Wire || quiet < pace.turn() {
                 // gRPC connections have their pulse felt by HTTP/2.

@@ -49,6 +49,7 @@ impl Router {
                 draining: counts.draining,
                 silent: counts.silent,
                 away: counts.away,
+                denied: counts.denied,
             }),
             remaining,
             final_seq: 0,
@@ -88,6 +89,7 @@ fn waits_for(stage: Stage, counts: Counts) -> pb::WaitsFor {
         Stage::Queued => pb::WaitsFor::ItsTurn,
         Stage::Assigned | Stage::Started | Stage::Cancelling => pb::WaitsFor::Unspecified,
         Stage::Waiting if counts.total == 0 => pb::WaitsFor::AWorker,
+        Stage::Waiting if counts.serving == 0 && counts.denied > 0 => pb::WaitsFor::AGrant,
         Stage::Waiting if counts.serving == 0 => pb::WaitsFor::AWorkerOfTheSession,
         Stage::Waiting if counts.free + counts.full > 0 => pb::WaitsFor::Room,
         Stage::Waiting if counts.silent + counts.away > 0 => pb::WaitsFor::Life,
@@ -118,6 +120,10 @@ fn summary(
         pb::WaitsFor::AWorkerOfTheSession => format!(
             "{} workers serve the role {role}, but none of them this session (see their `sessions`). {queue}",
             counts.total
+        ),
+        pb::WaitsFor::AGrant => format!(
+            "{} workers serve the role {role}, but this session is denied to them by their grants. {queue}",
+            counts.denied
         ),
         pb::WaitsFor::Room => format!(
             "All {} workers of the role {role} for this session have as much as they take. {queue}",

@@ -59,6 +59,8 @@ pub(super) struct Worker {
     key: WorkerKey,
     role: Str,
     name: Str,
+    /// Whose it is.
+    subject: Str,
     since: SystemTime,
     lease: Duration,
     post: Mutex<Post>,
@@ -81,11 +83,12 @@ struct Post {
 }
 
 impl Worker {
-    fn new(key: WorkerKey, (role, name): &(Str, Str), since: SystemTime, lease: Duration) -> Self {
+    fn new(key: WorkerKey, (role, name): &(Str, Str), subject: Str, (since, lease): (SystemTime, Duration)) -> Self {
         Self {
             key,
             role: role.clone(),
             name: name.clone(),
+            subject,
             since,
             lease,
             post: Mutex::new(Post {
@@ -246,8 +249,8 @@ impl Router {
         offer.max_in_flight = offer.max_in_flight.clamp(1, self.limits().max_in_flight);
         let _turn = self.turn();
         self.check_roles(link, &offer.role)?;
+        let (worker, before) = self.enlist(link, &offer.role, &name, batch.now.wall)?;
         self.leave_other_names(link, &offer.role, &name, batch);
-        let (worker, before) = self.enlist(link, &offer.role, &name, batch.now.wall);
         {
             let mut post = worker.post();
             post.grace = grace;
@@ -328,20 +331,33 @@ impl Router {
 
     /// The worker by that name, which comes into being if need be, reached by the connection from now on; and whence it came,
     /// unless it had this connection before.
-    fn enlist(&self, link: &Arc<Link>, role: &Str, name: &Str, now: SystemTime) -> (Arc<Worker>, Option<Before>) {
+    fn enlist(
+        &self,
+        link: &Arc<Link>,
+        role: &Str,
+        name: &Str,
+        now: SystemTime,
+    ) -> Result<(Arc<Worker>, Option<Before>), Refusal> {
+        let subject = link.identity().map_or(Str::EMPTY, |identity| identity.subject.clone());
         let mut workers = self.workers();
         let id = (role.detached(), name.detached());
         let worker = match workers.by_name.get(&id) {
+            Some(known) if known.subject != subject => {
+                let text = format!("{name} is another subject's worker of the role {role}; use another name");
+                return Err(Refusal::new(Reason::NameTaken, text).with("field", "worker_id"));
+            }
             Some(known) => Arc::clone(known),
             None => {
-                let worker = Arc::new(Worker::new(WorkerKey(self.next_id()), &id, now, self.lease(role)));
+                let since = (now, self.lease(role));
+                let worker = Arc::new(Worker::new(WorkerKey(self.next_id()), &id, subject, since));
                 workers.by_key.insert(worker.key, Arc::clone(&worker));
                 workers.by_name.insert(id, Arc::clone(&worker));
                 worker
             }
         };
         let before = self.move_to(&worker, link);
-        (worker, before)
+        drop(workers);
+        Ok((worker, before))
     }
 
     /// The worker is reached by the connection from now on; whence it came, unless it had this one before.
@@ -358,6 +374,19 @@ impl Router {
                 sessions: post.sessions(),
             }
         })
+    }
+
+    /// A worker whose grants do not let it serve any more is gone, and told so.
+    pub(super) fn dismiss_denied(&self, key: WorkerKey, link: &Arc<Link>, refusal: &Refusal, batch: &mut Batch) {
+        let Some(worker) = self.worker(key) else { return };
+        self.dismiss_worker(&worker, Parting::Goodbye, link, batch);
+        let retired = pb::Retired {
+            role: worker.role.to_string(),
+            worker_id: worker.name.to_string(),
+            error: Some(refusal.to_pb()),
+        };
+        link.tell(&Str::EMPTY, Control::Retired(retired));
+        batch.touch_link(link);
     }
 
     /// The worker is served by a newer connection: the older one is told.

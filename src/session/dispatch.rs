@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::WorkerKey;
 use crate::error::{Reason, Refusal};
-use crate::frame::Str;
+use crate::frame::{Str, matches};
 
 /// A request, from any session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +39,8 @@ pub struct Offer {
     pub role: Str,
     /// The sessions that it works for: names with `*` for any characters; empty for all.
     pub sessions: Vec<Str>,
+    /// The sessions that it may work for, as patterns.
+    pub granted: Vec<Str>,
     /// How many requests it takes at once.
     pub max_in_flight: u32,
     /// It finishes what it has, and takes nothing new.
@@ -82,6 +84,8 @@ pub struct Counts {
     pub silent: u32,
     /// Those that have no connection.
     pub away: u32,
+    /// Not of these: those that would serve the session, and may not.
+    pub denied: u32,
 }
 
 #[derive(Debug)]
@@ -100,8 +104,16 @@ impl Worker {
         }
     }
 
-    fn serves(&self, session: &str) -> bool {
+    fn offers(&self, session: &str) -> bool {
         self.offer.sessions.is_empty() || self.offer.sessions.iter().any(|pattern| matches(pattern, session))
+    }
+
+    fn may_serve(&self, session: &str) -> bool {
+        self.offer.granted.iter().any(|pattern| matches(pattern, session))
+    }
+
+    fn serves(&self, session: &str) -> bool {
+        self.offers(session) && self.may_serve(session)
     }
 }
 
@@ -277,6 +289,16 @@ impl Dispatch {
         role.fill(key, bounds)
     }
 
+    /// A worker may work for these sessions from now on. The requests that it gets at once.
+    pub fn grant(&mut self, key: WorkerKey, granted: Vec<Str>) -> Vec<Ticket> {
+        let bounds = self.bounds;
+        let Some((role, at)) = self.worker(key) else {
+            return Vec::new();
+        };
+        role.workers[at].offer.granted = granted;
+        role.fill(key, bounds)
+    }
+
     /// A worker is to take nothing new; whether there is such a worker.
     pub fn drain(&mut self, key: WorkerKey) -> bool {
         let worker = self.worker(key);
@@ -359,6 +381,7 @@ impl Dispatch {
         for worker in self.roles.get(name).into_iter().flat_map(|role| &role.workers) {
             counts.total += 1;
             if !worker.serves(session) {
+                counts.denied += u32::from(worker.offers(session));
                 continue;
             }
             counts.serving += 1;
@@ -420,25 +443,6 @@ impl Role {
     }
 }
 
-/// Whether the name fits the pattern, in which `*` stands for any characters, or none.
-pub fn matches(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let head = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(head) else {
-        return false;
-    };
-    let Some(tail) = parts.next_back() else {
-        return rest.is_empty();
-    };
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(tail)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -481,9 +485,41 @@ mod tests {
         Offer {
             role: "brain".into(),
             sessions,
+            granted: vec!["*".into()],
             max_in_flight,
             draining: false,
         }
+    }
+
+    #[test]
+    fn a_worker_gets_what_it_offers_and_may_serve() {
+        let mut dispatch = Dispatch::new(Bounds {
+            waiting: 9,
+            affinity_keys: 9,
+        });
+        let granted = Offer {
+            granted: vec!["team-*".into()],
+            ..offer(&["*-1"], 9)
+        };
+        dispatch.register(key(1), granted);
+        let mut placed = |session: &str| {
+            let ticket = Ticket {
+                session: session.into(),
+                epoch: "e".into(),
+                request: "q".into(),
+            };
+            dispatch.submit(ticket, &"brain".into(), Wish::default()).unwrap()
+        };
+        assert_eq!(placed("team-1"), Placed::With(key(1)));
+        assert_eq!(placed("team-2"), Placed::Waiting);
+        assert_eq!(placed("user-1"), Placed::Waiting);
+        let counts = |session| {
+            let counts = dispatch.counts("brain", session);
+            (counts.total, counts.serving, counts.denied)
+        };
+        assert_eq!(counts("team-1"), (1, 1, 0));
+        assert_eq!(counts("team-2"), (1, 0, 0));
+        assert_eq!(counts("user-1"), (1, 0, 1));
     }
 
     #[test]

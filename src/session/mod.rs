@@ -58,10 +58,18 @@ pub enum State {
     Closed,
 }
 
+/// Who sends, in one word: a name is the subject's that goes by it. No name has a line break in it.
+pub fn sender(subject: &str, name: &Str) -> Str {
+    match subject.is_empty() {
+        true => name.clone(),
+        false => Str::from(format!("{subject}\n{name}")),
+    }
+}
+
 /// A frame that somebody wants in the log, as far as the session cares.
 #[derive(Debug)]
 pub struct Post<'a> {
-    /// The sender's name: of this dedup speaks.
+    /// The sender, as `sender` makes it: of this dedup speaks, and for this one's return an answer may wait.
     pub sender: &'a Str,
     /// The frame's id; may be empty, but for a request.
     pub id: &'a Str,
@@ -80,6 +88,8 @@ pub enum Kind<'a> {
     Private {
         /// Its name.
         to: &'a str,
+        /// The sender's own: it need not be a member to write to itself.
+        own: &'a str,
     },
     /// For one worker of a role.
     Request {
@@ -424,8 +434,8 @@ impl<F> Session<F> {
         self.check_open()?;
         let change = match &post.kind {
             Kind::Event | Kind::Reply(_) => Change::None,
-            Kind::Private { to } => {
-                if self.members.get(to).is_none() && *to != post.sender.as_str() {
+            Kind::Private { to, own } => {
+                if self.members.get(to).is_none() && to != own {
                     return Err(Refusal::new(
                         Reason::MemberNotFound,
                         format!("session {} has no member {to} now", self.id),
@@ -775,9 +785,9 @@ impl<F> Session<F> {
         self.requests.resume(request, worker, connection, attempt)
     }
 
-    /// The connections by which a member asked without joining are gone.
-    pub fn asker_gone(&mut self, name: &str, now: Instant) {
-        self.requests.asker(name, Some(now));
+    /// The connections by which a sender asked without joining are gone.
+    pub fn asker_gone(&mut self, sender: &str, now: Instant) {
+        self.requests.asker(sender, Some(now));
     }
 
     /// An open request, as others see it.
@@ -854,6 +864,7 @@ impl<F> Session<F> {
     /// Make a connection a member.
     pub fn join(&mut self, member: Member, start: &Start) -> Result<Entry, Refusal> {
         let begin = self.begin(start)?;
+        self.check_own(&member.name, &member.subject)?;
         let known = self.members.get(&member.name).is_some();
         if !known && self.members.len() >= self.limits.members {
             return Err(Refusal::new(
@@ -865,17 +876,37 @@ impl<F> Session<F> {
             )
             .with("limit", self.limits.members.to_string()));
         }
-        self.requests.asker(&member.name, None);
+        self.requests.asker(&sender(&member.subject, &member.name), None);
         Ok(Entry {
             begin,
             replaced: self.members.insert(member),
         })
     }
 
+    /// Whether the name may be this subject's: nobody takes the name of a member that is somebody else.
+    pub fn check_own(&self, name: &str, subject: &str) -> Result<(), Refusal> {
+        match self.members.get(name) {
+            Some(member) if member.subject != *subject => Err(Refusal::new(
+                Reason::NameTaken,
+                format!(
+                    "{name} is another subject's name in session {}; use another one",
+                    self.id
+                ),
+            )
+            .with("field", "member_id")),
+            _ => Ok(()),
+        }
+    }
+
+    /// A member by name.
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.members.get(name)
+    }
+
     /// The connection is no member any more. Nothing happens if another one has its name by now.
     pub fn leave(&mut self, name: &str, seat: Seat, now: Instant) -> Option<Member> {
         let member = self.members.remove(name, seat)?;
-        self.requests.asker(name, Some(now));
+        self.requests.asker(&sender(&member.subject, &member.name), Some(now));
         Some(member)
     }
 

@@ -244,7 +244,11 @@ impl World {
         let substance = self.random.below(2);
         let to = self.random.pick(&SENDERS).unwrap();
         let private = self.random.one_in(3);
-        let kind = if private { Kind::Private { to } } else { Kind::Event };
+        let kind = if private {
+            Kind::Private { to, own: &sender }
+        } else {
+            Kind::Event
+        };
         let before = self.sent(&sender, &id);
         let verdict = self.session.plan_post(&Post {
             sender: &sender,
@@ -801,6 +805,7 @@ impl World {
         let offer = Offer {
             role: hand.role.clone(),
             sessions: Vec::new(),
+            granted: vec!["*".into()],
             max_in_flight: hand.max,
             draining: false,
         };

@@ -12,9 +12,13 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::tcp;
-use crate::connection::{Connection, Drive, Incoming, Inlet, Message};
+use crate::auth::Identity;
+use crate::connection::{Connection, Drive, Incoming, Inlet, Message, too_much};
 use crate::error::{Reason, Refusal};
-use crate::router::{Form, Link, Router};
+use crate::router::{Arrival, Form, Link, Router};
+
+/// The stream's path.
+pub const ATTACH: &str = "/twinspan.v1.Gateway/Attach";
 
 mod calls;
 mod operators;
@@ -82,10 +86,17 @@ impl Decoder for FrameCodec {
 #[derive(Clone, Debug, Default)]
 struct Ended(Arc<AtomicBool>);
 
-/// The body of a request, which notes how it ends.
+/// Whether it is known who sends a request. A stranger may send little.
+#[derive(Clone, Debug)]
+struct Known(Arc<AtomicBool>);
+
+/// The body of a request, which notes how it ends, and ends where a stranger says too much.
 struct Half {
     body: Body,
     ended: Ended,
+    known: Known,
+    /// What a stranger may still send, in bytes.
+    left: usize,
 }
 
 impl HttpBody for Half {
@@ -100,6 +111,15 @@ impl HttpBody for Half {
         if polled.is_ready() && self.body.is_end_stream() {
             self.ended.0.store(true, Ordering::Relaxed);
         }
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && !self.known.0.load(Ordering::Relaxed)
+        {
+            let sent = frame.data_ref().map_or(0, Bytes::len);
+            match self.left.checked_sub(sent) {
+                Some(left) => self.left = left,
+                None => return Poll::Ready(Some(Err(axum::Error::new("a stranger said too much")))),
+            }
+        }
         polled
     }
 
@@ -112,13 +132,24 @@ impl HttpBody for Half {
     }
 }
 
-/// Has the request note how its body ends.
-pub fn note_end(mut request: http::Request<Body>) -> http::Request<Body> {
+/// Has the request note how its body ends, and whether it is known whose it is.
+pub fn note_end(mut request: http::Request<Body>, left: usize) -> http::Request<Body> {
     // In HTTP/1.1, a body that is cut short is an error of its own.
     let is_sure = request.version() != http::Version::HTTP_2;
     let ended = Ended(Arc::new(AtomicBool::new(is_sure)));
     request.extensions_mut().insert(ended.clone());
-    request.map(|body| Body::new(Half { body, ended }))
+    let known = Known(Arc::new(AtomicBool::new(
+        request.extensions().get::<Arc<Identity>>().is_some(),
+    )));
+    request.extensions_mut().insert(known.clone());
+    request.map(|body| {
+        Body::new(Half {
+            body,
+            ended,
+            known,
+            left,
+        })
+    })
 }
 
 /// Serves `Gateway.Attach`.
@@ -139,17 +170,24 @@ impl stub::gateway_server::Gateway for Attach {
     type AttachStream = Outlet;
 
     async fn attach(&self, request: Request<Streaming<Inbound>>) -> Result<Response<Outlet>, Status> {
-        let life = tcp::life(request.extensions(), &self.router);
-        let ended = request.extensions().get::<Ended>().cloned().unwrap_or_default();
+        let extensions = request.extensions();
+        let arrival = Arrival {
+            life: tcp::life(extensions, &self.router),
+            identity: extensions.get::<Arc<Identity>>().cloned(),
+        };
+        let ended = extensions.get::<Ended>().cloned().unwrap_or_default();
+        let known = extensions.get::<Known>().cloned();
         let link = self
             .router
-            .attach(Form::Wire, None, life)
+            .attach(Form::Wire, None, arrival)
             .map_err(|refusal| refusal.to_status())?;
         let connection = Connection::new(&self.router, Arc::clone(&link));
         let inlet = GrpcInlet {
             messages: request.into_inner(),
             limit: self.router.limits().frame_bytes,
+            stranger_limit: self.router.limits().pre_auth_bytes,
             ended,
+            known,
         };
         tokio::spawn(tokio::task::coop::unconstrained(Drive::new(
             &self.router,
@@ -188,7 +226,17 @@ impl Drop for Outlet {
 struct GrpcInlet {
     messages: Streaming<Inbound>,
     limit: usize,
+    stranger_limit: usize,
     ended: Ended,
+    known: Option<Known>,
+}
+
+impl GrpcInlet {
+    fn is_strange(&self) -> bool {
+        self.known
+            .as_ref()
+            .is_some_and(|known| !known.0.load(Ordering::Relaxed))
+    }
 }
 
 impl Inlet for GrpcInlet {
@@ -198,8 +246,15 @@ impl Inlet for GrpcInlet {
             None if self.ended.0.load(Ordering::Relaxed) => Incoming::HalfClosed,
             // The stream was reset.
             None => Incoming::Closed(Bytes::new()),
+            Some(Err(_)) if self.is_strange() => Incoming::Broken(too_much(self.stranger_limit)),
             Some(Err(status)) => broken(&status, self.limit),
         })
+    }
+
+    fn trust(&mut self) {
+        if let Some(known) = self.known.take() {
+            known.0.store(true, Ordering::Relaxed);
+        }
     }
 
     fn poll_linger(&mut self, _: &mut Context<'_>) -> Poll<()> {

@@ -1,5 +1,6 @@
 //! The transports: bytes to messages and back, nothing else. None of them knows what a session is.
 
+pub mod credentials;
 pub mod grpc;
 pub mod http;
 pub mod tcp;

@@ -7,6 +7,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -43,6 +44,10 @@ impl Tcp {
         polled
     }
 }
+
+/// The certificate by which the peer of a TLS connection has shown who it is, verified: DER.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate(pub Bytes);
 
 /// The life of the connection that a request came on.
 pub fn life(extensions: &http::Extensions, router: &Router) -> Life {

@@ -24,11 +24,14 @@ use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 
+use super::credentials;
 use super::tcp::{self, Tcp};
-use crate::connection::{Connection, Drive, Incoming, Inlet, Message};
+use crate::auth::Identity;
+use crate::connection::{Connection, Drive, Incoming, Inlet, Message, too_much};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body as FrameBody, Control, Frame, Str, pb};
-use crate::router::{Form, Life, Link, Router, Socket};
+use crate::limits::Limits;
+use crate::router::{Arrival, Form, Life, Link, Router, Socket};
 
 /// Text messages of ProtoJSON.
 pub const JSON: &str = "twinspan.v1.json";
@@ -58,13 +61,24 @@ pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
     let life = tcp::life(request.extensions(), router);
+    let extensions = request.extensions().clone();
+    let brought = credentials::of_handshake(router, &request);
     let upgrade = hyper::upgrade::on(&mut request);
     let form = handshake.form;
     let router = router.clone();
     tokio::spawn(async move {
         match upgrade.await {
             Ok(upgraded) => {
-                if let Some(drive) = begin(&router, upgraded, life, form, &query) {
+                // A page cannot see how a handshake is refused, but it can see a close code.
+                let identity = credentials::identify(&router, &extensions, brought).await;
+                drop(extensions);
+                let arrived = Arrived {
+                    life,
+                    identity,
+                    form,
+                    query: &query,
+                };
+                if let Some(drive) = begin(&router, upgraded, arrived) {
                     tokio::spawn(tokio::task::coop::unconstrained(drive));
                 }
             }
@@ -163,7 +177,7 @@ fn names(headers: &HeaderMap, header: header::HeaderName, token: &str) -> bool {
     list(headers, header).any(|part| part.eq_ignore_ascii_case(token))
 }
 
-fn list(headers: &HeaderMap, header: header::HeaderName) -> impl Iterator<Item = &str> {
+pub(super) fn list(headers: &HeaderMap, header: header::HeaderName) -> impl Iterator<Item = &str> {
     let values = headers
         .get_all(header)
         .into_iter()
@@ -186,27 +200,47 @@ fn subprotocol(headers: &HeaderMap) -> Result<(Form, Option<&'static str>), Box<
         .ok_or_else(|| {
             refuse(
                 StatusCode::BAD_REQUEST,
-                "none of the subprotocols is known: twinspan.v1.json, twinspan.v1.proto",
+                "none of the subprotocols is known: twinspan.v1.json, twinspan.v1.proto (one of them also beside a credential)",
             )
         })
 }
 
-fn begin(router: &Router, upgraded: Upgraded, life: Life, form: Form, query: &str) -> Option<Drive<WsInlet>> {
+/// What the handshake said.
+struct Arrived<'a> {
+    life: Life,
+    identity: Result<Option<Arc<Identity>>, Refusal>,
+    form: Form,
+    query: &'a str,
+}
+
+fn begin(router: &Router, upgraded: Upgraded, arrived: Arrived<'_>) -> Option<Drive<WsInlet>> {
+    let Arrived {
+        life,
+        identity,
+        form,
+        query,
+    } = arrived;
     let (socket, early): (Pin<Box<dyn Socket>>, Bytes) = match auto::upgrade::downcast::<TokioIo<Tcp>>(upgraded) {
         Ok(parts) => (Box::pin(parts.io.into_inner()), parts.read_buf),
         Err(upgraded) => (Box::pin(TokioIo::new(upgraded)), Bytes::new()),
     };
-    let link = match router.attach(form, Some(socket), life) {
+    let (identity, refused) = match identity {
+        Ok(identity) => (identity, None),
+        Err(refusal) => (None, Some(refusal)),
+    };
+    let link = match router.attach(form, Some(socket), Arrival { life, identity }) {
         Ok(link) => link,
         Err(refusal) => {
             tracing::warn!(%refusal, "connection refused");
             return None;
         }
     };
-    let inlet = WsInlet::new(Arc::clone(&link), &early, router.limits().frame_bytes);
+    let inlet = WsInlet::new(Arc::clone(&link), &early, router.limits());
     let mut connection = Connection::new(router, link);
-    if let Some(join) = join_of(&mut connection, query) {
-        connection.receive_frame(join);
+    if let Some(refusal) = refused {
+        connection.turn_away(&Str::EMPTY, refusal);
+    } else if let Some(join) = join_of(&mut connection, query) {
+        connection.do_when_known(join);
         connection.flush();
     }
     Some(Drive::new(router, connection, inlet))
@@ -257,6 +291,8 @@ fn parse_query(query: &str) -> Result<(Str, Option<pb::Join>), Refusal> {
                     _ => return Err(Refusal::field("presence", "true or false is wanted")),
                 };
             }
+            // Looked at before.
+            credentials::PARAMETER => {}
             other => {
                 let text = format!(
                     "the URL has no parameter {other:?}; it has session_id, role, member_id, after_seq, epoch, tail, presence"
@@ -314,11 +350,15 @@ struct WsInlet {
     link: Arc<Link>,
     socket: WebSocket<Feed>,
     limit: usize,
+    /// What a stranger may still send, in bytes.
+    left: Option<usize>,
+    stranger_limit: usize,
     linger: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl WsInlet {
-    fn new(link: Arc<Link>, early: &[u8], limit: usize) -> Self {
+    fn new(link: Arc<Link>, early: &[u8], limits: &Limits) -> Self {
+        let limit = limits.frame_bytes;
         let config = WebSocketConfig::default()
             .read_buffer_size(IDLE_BUFFER)
             .write_buffer_size(0)
@@ -330,9 +370,11 @@ impl WsInlet {
         };
         let socket = WebSocket::from_raw_socket(feed, Role::Server, Some(config));
         Self {
-            link,
             socket,
             limit,
+            left: link.identity().is_none().then_some(limits.pre_auth_bytes),
+            stranger_limit: limits.pre_auth_bytes,
+            link,
             linger: None,
         }
     }
@@ -389,8 +431,12 @@ impl Inlet for WsInlet {
                     return Poll::Ready(Incoming::Nothing);
                 }
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if matches!(ready!(self.poll_fill(cx)), Ok(0) | Err(_)) {
-                        return Poll::Ready(Incoming::Closed(Bytes::new()));
+                    match ready!(self.poll_fill(cx)) {
+                        Ok(0) | Err(_) => return Poll::Ready(Incoming::Closed(Bytes::new())),
+                        Ok(count) => match self.left.map(|left| left.checked_sub(count)) {
+                            Some(None) => return Poll::Ready(Incoming::Broken(too_much(self.stranger_limit))),
+                            left => self.left = left.flatten(),
+                        },
                     }
                     continue;
                 }
@@ -398,6 +444,10 @@ impl Inlet for WsInlet {
             };
             return Poll::Ready(Incoming::Message(message));
         }
+    }
+
+    fn trust(&mut self) {
+        self.left = None;
     }
 
     /// A socket that is closed while bytes of the peer are unread is reset, and the peer may never see the close frame: so

@@ -6,20 +6,30 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use, beside itself.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     ("limits", &[]),
     ("error", &["frame"]),
     ("frame", &["error"]),
+    ("auth", &["error", "frame"]),
     ("session", &["error", "frame", "limits"]),
     ("log", &["error", "frame"]),
-    ("router", &["error", "frame", "limits", "log", "session"]),
-    ("connection", &["error", "frame", "log", "router", "session"]),
-    ("transport", &["connection", "error", "frame", "router"]),
-    ("config", &["limits", "log"]),
+    ("router", &["auth", "error", "frame", "limits", "log", "session"]),
+    ("connection", &["auth", "error", "frame", "log", "router", "session"]),
+    (
+        "transport",
+        &["auth", "connection", "error", "frame", "limits", "router", "session"],
+    ),
+    ("config", &["auth", "limits", "log"]),
     ("telemetry", &["config"]),
-    ("server", &["config", "frame", "limits", "log", "router", "transport"]),
+    (
+        "server",
+        &["auth", "config", "frame", "limits", "log", "router", "transport"],
+    ),
     ("client", &["error", "frame"]),
-    ("cli", &["client", "config", "error", "frame", "server", "telemetry"]),
+    (
+        "cli",
+        &["auth", "client", "config", "error", "frame", "server", "telemetry"],
+    ),
     ("main", &[]),
 ];
 

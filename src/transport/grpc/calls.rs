@@ -11,11 +11,13 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::Outlet;
+use crate::auth::{Deed, Identity, Place};
 use crate::connection::{self, Connection, Drive, Incoming, Inlet};
 use crate::error::{Reason, Refusal};
 use crate::frame::pb::{self, sessions_server::Sessions};
 use crate::frame::{Body, Frame, Rules, Str, check_metadata, check_name};
-use crate::router::{Asked, Batch, CLIENT_ROLE, Form, Interest, Joining, Life, Query, Router, Sender, View};
+use crate::router::{Arrival, Asked, Batch, CLIENT_ROLE, Form, Interest, Joining, Query, Router, Sender, View};
+use crate::session;
 use crate::transport::tcp;
 
 /// The most that a page holds.
@@ -31,6 +33,27 @@ pub struct Calls {
 
 pub(super) type Answer<T> = Result<Response<T>, Status>;
 
+/// Who calls.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Arc<Identity>, Refusal> {
+    let identity = request.extensions().get::<Arc<Identity>>().cloned();
+    identity.ok_or_else(|| {
+        Refusal::new(
+            Reason::Unauthenticated,
+            "a call needs a credential: authorization: Bearer …",
+        )
+    })
+}
+
+/// The message of a call about a session, whose caller may do this there.
+fn allowed<T>(request: Request<T>, deed: Deed, session: impl Fn(&T) -> &str) -> Result<T, Refusal> {
+    let by = caller(&request)?;
+    let message = request.into_inner();
+    let session = session(&message);
+    check_name("session_id", session)?;
+    by.grants.check(deed, Place { session, role: "" })?;
+    Ok(message)
+}
+
 pub(super) fn answer<T>(result: Result<T, Refusal>) -> Answer<T> {
     result.map(Response::new).map_err(|refusal| refusal.to_status())
 }
@@ -41,23 +64,32 @@ impl Calls {
         Self { router: router.clone() }
     }
 
-    fn create_session(&self, request: pb::CreateRequest) -> Result<pb::Session, Refusal> {
+    fn create_session(&self, request: Request<pb::CreateRequest>) -> Result<pb::Session, Refusal> {
+        let by = caller(&request)?;
+        let request = request.into_inner();
         let id = match request.session_id.is_empty() {
             true => crate::router::random_name(),
             false => Str::from(request.session_id),
         };
         check_name("session_id", &id)?;
         check_map("metadata", &request.metadata)?;
-        self.router.create(&id, request.metadata.into_iter().collect())
+        let place = Place { session: &id, role: "" };
+        by.grants.check(Deed::CallCreate, place)?;
+        self.router.create(&id, request.metadata.into_iter().collect(), &by)
     }
 
-    fn list_sessions(&self, request: &pb::ListRequest) -> Result<pb::ListResponse, Refusal> {
+    fn list_sessions(&self, request: &pb::ListRequest, by: &Identity) -> Result<pb::ListResponse, Refusal> {
         let arguments = format!("{:?}{:?}{}", request.prefix, sorted(&request.metadata), request.state);
         let after = token::open(&request.page_token, &arguments)?.unwrap_or_default();
         let count = page_size(request.page_size);
         let (sessions, more) = self.router.list(&request.prefix, &after, count, |session| {
             let state = request.state == 0 || request.state == session.state;
+            let place = Place {
+                session: &session.session_id,
+                role: "",
+            };
             state
+                && by.grants.check(Deed::CallList, place).is_ok()
                 && request
                     .metadata
                     .iter()
@@ -67,6 +99,7 @@ impl Calls {
             .last()
             .filter(|_| more)
             .map(|last| token::seal(&last.session_id, &arguments));
+        let sessions = sessions.into_iter().map(|session| self.shown(session, by)).collect();
         Ok(pb::ListResponse {
             sessions,
             next_page_token: next.unwrap_or_default(),
@@ -74,7 +107,6 @@ impl Calls {
     }
 
     fn update_session(&self, request: pb::UpdateRequest) -> Result<pb::Session, Refusal> {
-        check_name("session_id", &request.session_id)?;
         if let Some(key) = request.unset.iter().find(|key| request.set.contains_key(*key)) {
             return Err(Refusal::field("unset", format!("{key:?} is to be both set and unset")));
         }
@@ -88,6 +120,7 @@ impl Calls {
     async fn publish_frame(
         &self,
         request: pb::PublishRequest,
+        by: &Identity,
         deadline: Option<Duration>,
     ) -> Result<pb::PublishResponse, Refusal> {
         let mut frame = request.frame.ok_or_else(|| Refusal::field("frame", "required"))?;
@@ -111,12 +144,15 @@ impl Calls {
             }
             terms.total = deadline.map_or(terms.total, |deadline| terms.total.min(deadline));
         }
-        let (live, _) = self.router.open(&frame.session_id)?;
+        connection::check_send(by, &frame.session_id, &frame, asked.as_ref())?;
+        let (live, _) = self.router.open(&frame.session_id, by)?;
         let address = pb::Address {
             role: CLIENT_ROLE.to_string(),
             member_id: name.to_string(),
+            subject: by.subject.to_string(),
             ..pb::Address::default()
         };
+        let name = session::sender(&by.subject, &name);
         let sender = Sender {
             link: None,
             address: Arc::new(address),
@@ -147,7 +183,6 @@ impl Calls {
     }
 
     async fn read_frames(&self, request: pb::ListFramesRequest) -> Result<pb::ListFramesResponse, Refusal> {
-        check_name("session_id", &request.session_id)?;
         if request.types.len() > 32 {
             return Err(Refusal::field("types", "at most 32"));
         }
@@ -196,10 +231,22 @@ impl Calls {
         })
     }
 
-    fn watch_session(&self, request: pb::WatchRequest, life: Life) -> Result<WatchStream, Refusal> {
-        check_name("session_id", &request.session_id)?;
+    fn watch_session(&self, request: Request<pb::WatchRequest>) -> Result<WatchStream, Refusal> {
+        let by = caller(&request)?;
+        let arrival = Arrival {
+            life: tcp::life(request.extensions(), &self.router),
+            identity: Some(Arc::clone(&by)),
+        };
+        let request = allowed(request, Deed::CallWatch, |request| &request.session_id)?;
+        if request.presence {
+            let place = Place {
+                session: &request.session_id,
+                role: "",
+            };
+            by.grants.check(Deed::JoinPresence, place)?;
+        }
         let start = connection::start(request.after_seq, &request.epoch, request.tail)?;
-        let link = self.router.attach(Form::Wire, None, life)?;
+        let link = self.router.attach(Form::Wire, None, arrival)?;
         let connection = Connection::new(&self.router, Arc::clone(&link));
         let outlet = Outlet(Arc::clone(&link));
         let joining = Joining {
@@ -229,8 +276,8 @@ impl Calls {
         })
     }
 
-    fn cancel_request(&self, request: &pb::CancelRequest) -> Result<pb::CancelResponse, Refusal> {
-        let live = connection::find_session(&self.router, &request.session_id)?;
+    fn cancel_request(&self, request: &pb::CancelRequest, by: &Identity) -> Result<pb::CancelResponse, Refusal> {
+        check_name("session_id", &request.session_id)?;
         let mut batch = Batch::new(self.router.now());
         let cancel = pb::Cancel {
             request_id: request.request_id.clone(),
@@ -238,7 +285,7 @@ impl Calls {
             grace: request.grace,
             attempt: 0,
         };
-        let outcome = connection::cancel(&self.router, &live, &cancel, &mut batch)?;
+        let outcome = connection::cancel(&self.router, &request.session_id, &cancel, by, &mut batch)?;
         batch.finish(None);
         Ok(pb::CancelResponse {
             outcome: outcome as i32,
@@ -246,13 +293,25 @@ impl Calls {
     }
 
     fn explain(&self, request: &pb::WhyRequest) -> Result<pb::WhyResponse, Refusal> {
-        check_name("session_id", &request.session_id)?;
         connection::check_request_id(&request.request_id)?;
         self.router.why(&request.session_id, &request.request_id)
     }
 
+    /// A session as its readers are shown it.
+    fn shown(&self, mut session: pb::Session, by: &Identity) -> pb::Session {
+        if !self.router.shows_members(by, &session.session_id) {
+            session.member_count = 0;
+        }
+        session
+    }
+
+    fn describe_session(&self, request: Request<pb::GetRequest>) -> Result<pb::Session, Refusal> {
+        let by = caller(&request)?;
+        let id = allowed(request, Deed::CallGet, |request| &request.session_id)?.session_id;
+        Ok(self.shown(self.router.describe(&id)?, &by))
+    }
+
     fn close_session(&self, request: &pb::CloseRequest) -> Result<pb::Session, Refusal> {
-        check_name("session_id", &request.session_id)?;
         if request.reason.len() > 256 {
             return Err(Refusal::field("reason", "at most 256 bytes"));
         }
@@ -282,52 +341,57 @@ impl Sessions for Calls {
     type WatchStream = WatchStream;
 
     async fn create(&self, request: Request<pb::CreateRequest>) -> Answer<pb::Session> {
-        answer(self.create_session(request.into_inner()))
+        answer(self.create_session(request))
     }
 
     async fn get(&self, request: Request<pb::GetRequest>) -> Answer<pb::Session> {
-        let id = request.into_inner().session_id;
-        answer(check_name("session_id", &id).and_then(|()| self.router.describe(&id)))
+        answer(self.describe_session(request))
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListResponse> {
-        answer(self.list_sessions(request.get_ref()))
+        answer(caller(&request).and_then(|by| self.list_sessions(request.get_ref(), &by)))
     }
 
     async fn update(&self, request: Request<pb::UpdateRequest>) -> Answer<pb::Session> {
-        answer(self.update_session(request.into_inner()))
+        let request = allowed(request, Deed::CallUpdate, |request| &request.session_id);
+        answer(request.and_then(|request| self.update_session(request)))
     }
 
     async fn close(&self, request: Request<pb::CloseRequest>) -> Answer<pb::Session> {
-        answer(self.close_session(request.get_ref()))
+        let request = allowed(request, Deed::CallClose, |request| &request.session_id);
+        answer(request.and_then(|request| self.close_session(&request)))
     }
 
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::DeleteResponse> {
-        let id = request.into_inner().session_id;
-        let deleted = check_name("session_id", &id).and_then(|()| self.router.delete(&id));
+        let request = allowed(request, Deed::CallDelete, |request| &request.session_id);
+        let deleted = request.and_then(|request| self.router.delete(&request.session_id));
         answer(deleted.map(|()| pb::DeleteResponse {}))
     }
 
     async fn publish(&self, request: Request<pb::PublishRequest>) -> Answer<pb::PublishResponse> {
         let deadline = deadline(request.metadata());
-        answer(self.publish_frame(request.into_inner(), deadline).await)
+        let by = caller(&request).map_err(|refusal| refusal.to_status())?;
+        answer(self.publish_frame(request.into_inner(), &by, deadline).await)
     }
 
     async fn list_frames(&self, request: Request<pb::ListFramesRequest>) -> Answer<pb::ListFramesResponse> {
-        answer(self.read_frames(request.into_inner()).await)
+        match allowed(request, Deed::CallListFrames, |request| &request.session_id) {
+            Ok(request) => answer(self.read_frames(request).await),
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<WatchStream> {
-        let life = tcp::life(request.extensions(), &self.router);
-        answer(self.watch_session(request.into_inner(), life))
+        answer(self.watch_session(request))
     }
 
     async fn why(&self, request: Request<pb::WhyRequest>) -> Answer<pb::WhyResponse> {
-        answer(self.explain(request.get_ref()))
+        let request = allowed(request, Deed::CallWhy, |request| &request.session_id);
+        answer(request.and_then(|request| self.explain(&request)))
     }
 
     async fn cancel(&self, request: Request<pb::CancelRequest>) -> Answer<pb::CancelResponse> {
-        answer(self.cancel_request(request.get_ref()))
+        answer(caller(&request).and_then(|by| self.cancel_request(request.get_ref(), &by)))
     }
 }
 
@@ -360,6 +424,8 @@ impl Inlet for Silent {
     fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Incoming> {
         Poll::Pending
     }
+
+    fn trust(&mut self) {}
 
     fn poll_linger(&mut self, _: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())

@@ -2,8 +2,9 @@
 
 use tonic::{Request, Response};
 
-use super::calls::{Answer, answer};
-use crate::error::Refusal;
+use super::calls::{Answer, answer, caller};
+use crate::auth::{Deed, Place};
+use crate::error::{Reason, Refusal};
 use crate::frame::check_name;
 use crate::frame::pb::{self, admin_server::Admin};
 use crate::router::Router;
@@ -30,19 +31,38 @@ impl Operators {
     }
 }
 
+/// The message of a call, whose caller may do this.
+fn allowed<T>(request: Request<T>, deed: Deed) -> Result<T, Refusal> {
+    caller(&request)?.grants.check(deed, Place::default())?;
+    Ok(request.into_inner())
+}
+
 #[tonic::async_trait]
 impl Admin for Operators {
     async fn list_workers(&self, request: Request<pb::ListWorkersRequest>) -> Answer<pb::ListWorkersResponse> {
-        let mut workers = self.router.list_workers(&request.get_ref().role);
-        workers.truncate(LISTED);
-        Ok(Response::new(pb::ListWorkersResponse { workers }))
+        answer(allowed(request, Deed::ListWorkers).map(|request| {
+            let mut workers = self.router.list_workers(&request.role);
+            workers.truncate(LISTED);
+            pb::ListWorkersResponse { workers }
+        }))
     }
 
     async fn drain_worker(&self, request: Request<pb::DrainWorkerRequest>) -> Answer<pb::Worker> {
-        answer(self.drain(request.get_ref()))
+        answer(allowed(request, Deed::DrainWorker).and_then(|request| self.drain(&request)))
     }
 
-    async fn stats(&self, _: Request<pb::StatsRequest>) -> Answer<pb::StatsResponse> {
-        Ok(Response::new(self.router.stats()))
+    async fn stats(&self, request: Request<pb::StatsRequest>) -> Answer<pb::StatsResponse> {
+        answer(allowed(request, Deed::Stats).map(|_| self.router.stats()))
+    }
+
+    async fn revoke(&self, _: Request<pb::RevokeRequest>) -> Answer<pb::Revocation> {
+        answer(Err(Refusal::new(
+            Reason::UnexpectedFrame,
+            "the gateway authenticates nobody: there is nothing to revoke",
+        )))
+    }
+
+    async fn list_revocations(&self, _: Request<pb::ListRevocationsRequest>) -> Answer<pb::ListRevocationsResponse> {
+        Ok(Response::new(pb::ListRevocationsResponse::default()))
     }
 }
