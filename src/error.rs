@@ -180,6 +180,8 @@ reasons! {
         "As many requests wait for the role as may (`limits.waiting`). Add workers, or try again later.";
     TooManyRoles "TOO_MANY_ROLES" ResourceExhausted None, final,
         "The connection serves as many roles as it may (`limits.roles`).";
+    TooManyRevocations "TOO_MANY_REVOCATIONS" ResourceExhausted None, final,
+        "As many revocations are remembered as can be, `details.limit`, and none of them is over. Give them an `until`, and credentials a shorter life.";
     HeartbeatTimeout "HEARTBEAT_TIMEOUT" Unavailable Some(4000), retry,
         "The peer showed no life for two heartbeat intervals. Connect again and resume.";
     Stalled "STALLED" ResourceExhausted Some(4001), retry,

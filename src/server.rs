@@ -59,6 +59,9 @@ impl Server {
 
     /// The same with a log of the caller's.
     pub async fn bind_with(config: Config, log: Arc<dyn Log>) -> Result<Self, Error> {
+        let auth = Authenticator::open(&config.auth)
+            .await
+            .map_err(|error| Error(error.to_string()))?;
         let types = Types::load(&config.descriptors).map_err(Error)?;
         let unbound = |error| {
             Error(format!(
@@ -70,7 +73,7 @@ impl Server {
         let address = listener.local_addr().map_err(unbound)?;
         let router = Router::start(Parts {
             limits: config.limits,
-            auth: Authenticator::nobody(),
+            auth,
             log,
             types: Arc::new(types),
             routes: config.routes.into_iter().collect(),
@@ -104,6 +107,8 @@ impl Server {
         let accept = accept(&self.listener, &self.router, services, closed);
         tokio::select! {
             () = accept => {}
+            () = self.router.auth().clone().watch() => {}
+            () = send_away(&self.router) => {}
             () = shutdown => {}
         }
         drop(self.listener);
@@ -115,6 +120,14 @@ impl Server {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Ends the connections of those whose credentials are worth nothing any more.
+async fn send_away(router: &Router) {
+    let mut changed = router.auth().changed();
+    while changed.changed().await.is_ok() {
+        router.check_identities();
     }
 }
 
