@@ -14,10 +14,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::auth;
 use crate::limits::Limits;
 use crate::log::Retention;
 
-use kind::{Address, Bytes, Count, Described, Files, Filter, Format, Kind, Raw, Roles, Routes, Span, Switch};
+use kind::{
+    Address, Bytes, Certificates, Count, Described, File, Files, Filter, Format, Issuers, Kind, Raw, Roles, Routes, Span, Switch,
+};
 pub use kind::{LogFormat, parse_duration};
 pub use load::{Errors, Flag, Inputs, Loaded, Problem, Source};
 
@@ -28,6 +31,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Whether `listen` may be an address that other machines reach.
     pub allow_public_without_auth: bool,
+    /// How peers prove who they are.
+    pub auth: auth::Settings,
     /// The form of the process's own log.
     pub log_format: LogFormat,
     /// What the process's own log holds.
@@ -53,6 +58,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7080)),
             allow_public_without_auth: false,
+            auth: auth::Settings::default(),
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             drain_grace: Duration::from_secs(10),
@@ -141,6 +147,22 @@ settings! {
         "Which frame type is a request to which role, for frames with neither `to` nor `reply_to`: `routes = { query = \"brain\" }`.";
     "roles" Roles limits.per_role,
         "What is said of single roles: `lease`, how long a worker may show no life and keep its requests, and `concurrency`, how requests of one session get along that do not say (`parallel`, `queue`, `reject`, `replace`): `roles = { brain = { lease = \"30s\", concurrency = \"queue\" } }`. In the environment and behind a flag the same TOML: `{ brain = { lease = \"30s\" } }`.";
+    "auth.issuers" Issuers auth.issuers,
+        "Whose tokens (JWT) are taken: a list of tables with `issuer` (its `iss`), `audience` (one must be in `aud`), `algorithms`, exactly one of `secret_file`, `key_file` (PEM), `jwks_file` and `jwks_url`, and optionally `claim` (the claim with grants: `twinspan`), `grants` and `subject_prefix`. docs/AUTH.md shows them. In the environment and behind a flag the same TOML: `[{ issuer = \"…\", … }]`.";
+    "auth.api_keys" File auth.api_keys,
+        "A file with API keys for backends, made by `twinspan token key`. It holds hashes only, and is read again when it changes.";
+    "auth.certificates" Certificates auth.certificates,
+        "What client certificates stand for: a list of tables with one of `san_uri`, `san_dns` and `common_name` (one `*` in each), `subject` (`{0}` is the name that fitted, `{1}` what `*` stood for) and `grants`. The first that fits counts.";
+    "auth.revocations" File auth.revocations,
+        "A file with what was taken back before its time, an object a line. `Admin.Revoke` appends to it; it is read again when it changes. Without it, revocations end with the process.";
+    "auth.leeway" Span auth.leeway,
+        "How far the clocks of those who make tokens may be off.";
+    "auth.jwks_refresh" Span auth.jwks_refresh,
+        "How often key sets are fetched from their `jwks_url`. A token with a key that is not known has them fetched at once, at most every 10 s. While they cannot be fetched, the old ones serve on, for a day at most.";
+    "auth.ca" File auth.ca,
+        "A PEM file with certificates of authorities that are trusted beside the system's when key sets are fetched.";
+    "auth.query" Switch auth.query,
+        "Take a token also from the query of a WebSocket's URL (`?access_token=…`). Such URLs end up in logs and histories: rather use the subprotocol.";
     "log.format" ["log-format"] Format log_format,
         "The form of the gateway's own log on stderr: `text` for people, `json` for machines.";
     "log.filter" Filter log_filter,
@@ -232,6 +254,16 @@ const RELATIONS: &[Relation] = &[
                    reaches the port could read and write every session. If something else keeps strangers out, say so with \
                    --allow-public-without-auth",
         holds: |config| config.listen.ip().is_loopback() || config.allow_public_without_auth,
+    },
+    Relation {
+        keys: &["auth.leeway"],
+        expected: "at most 5m: for so long credentials are good that have expired",
+        holds: |config| config.auth.leeway <= Duration::from_secs(300),
+    },
+    Relation {
+        keys: &["auth.jwks_refresh"],
+        expected: "at least 10s and at most 1d",
+        holds: |config| (10..=24 * 60 * 60).contains(&config.auth.jwks_refresh.as_secs()),
     },
     Relation {
         keys: &["limits.frame_bytes"],

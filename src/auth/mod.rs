@@ -2,16 +2,35 @@
 //!
 //! It must never know a connection, a session or a transport: credentials go in, identities come out.
 
+mod api_keys;
+mod authenticator;
+mod certificates;
 mod deeds;
+mod files;
 mod grants;
+mod issuer;
+mod jws;
+mod keys;
+pub mod mint;
+mod remote;
+mod revocations;
+mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::time::SystemTime;
 
+pub use authenticator::{Authenticator, Error, Secret};
 pub use deeds::{Deed, Need, Place, Reach, markdown};
 pub use grants::{Grant, Grants, Permission};
+pub use revocations::{Revocation, Revoked};
+pub use settings::{CertificateRule, IssuerSettings, Settings};
 
-use crate::error::Refusal;
+use crate::error::{Reason, Refusal};
 use crate::frame::Str;
+
+/// The issuer of identities that come from API keys.
+const API_KEYS: &str = "twinspan:api-keys";
 
 /// Who a peer has proved to be.
 #[derive(Clone, Debug)]
@@ -30,63 +49,27 @@ pub struct Identity {
     pub grants: Grants,
 }
 
-impl Identity {
-    /// Whoever comes to a gateway that authenticates nobody.
-    pub fn nobody() -> Self {
-        Self {
-            subject: Str::EMPTY,
-            token_id: Str::EMPTY,
-            issuer: Str::EMPTY,
-            issued_at: None,
-            expires_at: None,
-            grants: Grants::all(),
-        }
-    }
+/// The answer to a credential that proves nothing.
+fn refused(message: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::Unauthenticated, message)
 }
 
-/// A credential, as it came.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl Secret {
-    /// A credential.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
+/// What a stranger said, so that it can be shown: escaped, and cut.
+fn quoted(said: &str) -> String {
+    const CHARACTERS: usize = 64;
+    let short: String = said.chars().take(CHARACTERS).collect();
+    let more = if short.len() < said.len() { "…" } else { "" };
+    format!("{short:?}{more}")
 }
 
-/// Tells who peers are.
-#[derive(Clone, Debug, Default)]
-pub struct Authenticator {}
-
-impl Authenticator {
-    /// One that authenticates nobody.
-    pub fn nobody() -> Self {
-        Self {}
-    }
-
-    /// Whether peers have to say who they are.
-    pub fn is_required(&self) -> bool {
-        false
-    }
-
-    /// Whether a credential may come in the URL.
-    pub fn takes_query(&self) -> bool {
-        false
-    }
-
-    /// Who brings this credential.
-    pub async fn authenticate(&self, _secret: &Secret, _now: SystemTime) -> Result<Identity, Refusal> {
-        Ok(Identity::nobody())
-    }
-
-    /// Whose certificate this is.
-    pub fn certificate(&self, _der: &[u8], _now: SystemTime) -> Option<Result<Identity, Refusal>> {
-        None
-    }
-
-    /// Whether an identity is still worth something.
-    pub fn check_again(&self, _identity: &Identity, _now: SystemTime) -> Result<(), Refusal> {
-        Ok(())
+/// Subjects are in frames, in patterns and in logs: they must be plain.
+fn check_subject(subject: &str) -> Result<(), String> {
+    let is_plain = subject.bytes().all(|byte| byte.is_ascii_graphic());
+    match is_plain && (1..=128).contains(&subject.len()) {
+        true => Ok(()),
+        false => Err(format!(
+            "is not 1 to 128 printable ASCII characters without spaces: {}",
+            quoted(subject)
+        )),
     }
 }

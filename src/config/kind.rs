@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use toml::Value;
 
+use crate::auth::{CertificateRule, IssuerSettings};
 use crate::limits::{Concurrency, Role};
 
 /// A value as it was found.
@@ -258,6 +261,83 @@ impl Kind<Vec<PathBuf>> for Files {
             .collect::<Vec<_>>()
             .into()
     }
+}
+
+/// A path, or none.
+pub struct File;
+
+impl Described for File {
+    const EXPECTED: &'static str = "a path, or \"\" for none";
+}
+
+impl Kind<Option<PathBuf>> for File {
+    fn read(raw: &Raw) -> Option<Option<PathBuf>> {
+        let path = match raw {
+            Raw::Text(text) | Raw::Toml(Value::String(text)) => text.trim(),
+            Raw::Toml(_) => return None,
+        };
+        Some((!path.is_empty()).then(|| PathBuf::from(path)))
+    }
+
+    fn show(value: &Option<PathBuf>) -> Value {
+        let path = value.as_ref().map(|path| path.display().to_string());
+        Value::String(path.unwrap_or_default())
+    }
+}
+
+/// Whose tokens are taken.
+pub struct Issuers;
+
+impl Described for Issuers {
+    const EXPECTED: &'static str = "a list of issuers, each { issuer = \"https://…\", audience = [\"…\"], algorithms = [\"RS256\"], \
+                                    jwks_url = \"https://…\" }, with secret_file, key_file or jwks_file in the place of jwks_url, and \
+                                    optionally claim, grants and subject_prefix; algorithms are HS256, HS384, HS512, RS256, RS384, \
+                                    RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA (in the environment and behind a flag: the \
+                                    same as TOML)";
+}
+
+impl Kind<Vec<IssuerSettings>> for Issuers {
+    fn read(raw: &Raw) -> Option<Vec<IssuerSettings>> {
+        tables(raw)
+    }
+
+    fn show(value: &Vec<IssuerSettings>) -> Value {
+        shown(value)
+    }
+}
+
+/// What certificates stand for.
+pub struct Certificates;
+
+impl Described for Certificates {
+    const EXPECTED: &'static str = "a list of rules, each { san_uri = \"spiffe://example.com/*\", subject = \"{1}\", grants = [{ … }] }, \
+                                    with san_dns or common_name in the place of san_uri (in the environment and behind a flag: the \
+                                    same as TOML)";
+}
+
+impl Kind<Vec<CertificateRule>> for Certificates {
+    fn read(raw: &Raw) -> Option<Vec<CertificateRule>> {
+        tables(raw)
+    }
+
+    fn show(value: &Vec<CertificateRule>) -> Value {
+        shown(value)
+    }
+}
+
+fn tables<T: DeserializeOwned>(raw: &Raw) -> Option<Vec<T>> {
+    match raw {
+        Raw::Toml(value) => value.clone().try_into().ok(),
+        Raw::Text(text) => {
+            let mut file: toml::Table = format!("list = {text}").parse().ok()?;
+            file.remove("list")?.try_into().ok()
+        }
+    }
+}
+
+fn shown<T: Serialize>(value: &T) -> Value {
+    // What was read can be written.
+    Value::try_from(value).unwrap_or_else(|_| Value::Array(Vec::new()))
 }
 
 /// Frame types and their roles.

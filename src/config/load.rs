@@ -137,6 +137,9 @@ impl Config {
         loading.variables(inputs.variables);
         loading.flags(inputs.flags);
         RELATIONS.iter().for_each(|relation| loading.check(relation));
+        for (key, problem) in loading.loaded.config.auth.problems() {
+            loading.problem(key, loading.loaded.origin(key), None, problem);
+        }
         if loading.problems.is_empty() {
             Ok(loading.loaded)
         } else {
@@ -224,7 +227,9 @@ impl Loading {
             self.loaded.origins.insert(setting.key, source);
         } else {
             self.bad.insert(setting.key);
-            self.problem(key, source, Some(raw.shown()), setting.expected);
+            // Somebody may have put a secret where the path of one belongs.
+            let shown = if setting.section() == "auth" { "…".to_owned() } else { raw.shown() };
+            self.problem(key, source, Some(shown), setting.expected);
         }
     }
 

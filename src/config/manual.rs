@@ -36,8 +36,12 @@ frame_bytes = \"256KiB\"
 ```
 ";
 
-const SECTIONS: [(&str, &str); 5] = [
+const SECTIONS: [(&str, &str); 6] = [
     ("", "The gateway as a whole."),
+    (
+        "auth",
+        "How peers prove who they are: [AUTH.md](AUTH.md). Without `issuers`, `api_keys` and `certificates` nobody has to. No secret is ever a setting; all are in files.",
+    ),
     ("log", "The gateway's own log, not that of sessions."),
     ("drain", "What happens on SIGTERM and Ctrl-C."),
     (
