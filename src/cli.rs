@@ -15,6 +15,7 @@ mod signals;
 mod stats;
 mod tail;
 mod terms;
+mod token;
 mod why;
 mod workers;
 
@@ -63,6 +64,8 @@ enum Command {
     Drain(workers::Drain),
     /// Print what was counted since the gateway started
     Stats(stats::Stats),
+    /// Make tokens, API keys and secrets, and look into tokens
+    Token(token::Token),
     /// Print the settings in force, and where each came from
     Config(settings::Show),
 }
@@ -162,6 +165,7 @@ pub fn main() -> ExitCode {
         Command::Workers(workers) => on_one_core(workers.run()),
         Command::Drain(drain) => on_one_core(drain.run()),
         Command::Stats(stats) => on_one_core(stats.run()),
+        Command::Token(token) => on_one_core(token.run()),
         Command::Config(show) => show.run(),
     };
     done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)

@@ -94,6 +94,8 @@ reasons! {
         "The credential, or its subject, was revoked by an operator.";
     AuthUnavailable "AUTH_UNAVAILABLE" Unavailable Some(4003), retry,
         "The keys by which the credential is to be verified cannot be had now. Try again later.";
+    TooManyRevocations "TOO_MANY_REVOCATIONS" ResourceExhausted None, final,
+        "As many revocations are remembered as can be, `details.limit`, and none of them is over. Give them an `until`, and credentials a shorter life.";
     AuthTimeout "AUTH_TIMEOUT" Unauthenticated Some(4502), final,
         "The connection did not say who it is in time (`limits.auth_timeout`), or said too much before (`limits.pre_auth_bytes`). Send a credential with the handshake, or in a `Hello` before all else.";
     PermissionDenied "PERMISSION_DENIED" PermissionDenied None, final,
@@ -180,8 +182,6 @@ reasons! {
         "As many requests wait for the role as may (`limits.waiting`). Add workers, or try again later.";
     TooManyRoles "TOO_MANY_ROLES" ResourceExhausted None, final,
         "The connection serves as many roles as it may (`limits.roles`).";
-    TooManyRevocations "TOO_MANY_REVOCATIONS" ResourceExhausted None, final,
-        "As many revocations are remembered as can be, `details.limit`, and none of them is over. Give them an `until`, and credentials a shorter life.";
     HeartbeatTimeout "HEARTBEAT_TIMEOUT" Unavailable Some(4000), retry,
         "The peer showed no life for two heartbeat intervals. Connect again and resume.";
     Stalled "STALLED" ResourceExhausted Some(4001), retry,

@@ -226,3 +226,127 @@ fn bytes(hex: &str) -> Option<Hash> {
     }
     Some(hash)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::auth::files::Privacy;
+    use crate::auth::mint::{KeyWishes, api_key};
+    use crate::auth::tests::Folder;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn made(id: &str, ttl: Option<Duration>) -> (String, String) {
+        let wishes = KeyWishes {
+            id: id.to_owned(),
+            subject: format!("service-{id}"),
+            ttl,
+            grants: Vec::new(),
+        };
+        api_key(wishes, now()).unwrap()
+    }
+
+    fn open(folder: &Folder, text: &str) -> Result<ApiKeys, Vec<String>> {
+        ApiKeys::open(File::new(&folder.write("keys.toml", text), Privacy::Public, FILE_BYTES))
+    }
+
+    #[test]
+    fn a_key_is_recognized_and_no_other() {
+        let folder = Folder::new("keys");
+        let ((one, one_entry), (two, two_entry)) = (made("one", None), made("two.b-2", None));
+        let keys = open(&folder, &format!("{one_entry}\n{two_entry}")).unwrap();
+        let identity = keys.authenticate(&one, now()).unwrap();
+        assert_eq!(
+            (&*identity.subject, &*identity.token_id, &*identity.issuer),
+            ("service-one", "one", API_KEYS)
+        );
+        assert_eq!((identity.issued_at, identity.expires_at), (Some(now()), None));
+        assert_eq!(keys.authenticate(&two, now()).unwrap().subject, "service-two.b-2");
+        let swapped = format!("tsk_one_{}", &two[two.len() - SECRET_CHARACTERS..]);
+        let unknown = one.replace("_one_", "_three_");
+        let answers = [swapped, unknown].map(|key| keys.authenticate(&key, now()).unwrap_err());
+        assert_eq!(answers[0], answers[1], "whether there is such an id is not told");
+        assert_eq!(answers[0].reason, Reason::Unauthenticated);
+    }
+
+    #[test]
+    fn what_has_not_the_form_of_a_key_is_told_so_and_not_shown() {
+        let folder = Folder::new("forms");
+        let keys = open(&folder, "").unwrap();
+        let secret = "x".repeat(SECRET_CHARACTERS);
+        let answers: Vec<_> = [
+            "tsk_",
+            "tsk__",
+            "tsk_a",
+            &format!("tsk_{secret}"),
+            &format!("tsk__{secret}"),
+            &format!("tsk_a b_{secret}"),
+            &format!("tsk_a_{}é", &secret[2..]),
+        ]
+        .iter()
+        .map(|key| keys.authenticate(key, now()).unwrap_err())
+        .collect();
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+        assert!(answers[0].message.contains("form"));
+    }
+
+    #[test]
+    fn a_key_ends_when_it_is_disabled_expired_or_taken_out() {
+        let folder = Folder::new("ends");
+        let (key, entry) = made("a", Some(Duration::from_secs(60)));
+        let keys = open(&folder, &entry).unwrap();
+        let later = |seconds| now() + Duration::from_secs(seconds);
+        let reason = |result: Result<Identity, Refusal>| result.map_err(|refusal| refusal.reason).map(|_| ());
+        assert_eq!(reason(keys.authenticate(&key, later(59))), Ok(()));
+        assert_eq!(reason(keys.authenticate(&key, later(60))), Err(Reason::TokenExpired));
+        assert!(!keys.look());
+        folder.write("keys.toml", &entry.replace("subject =", "disabled = true\nsubject ="));
+        assert!(keys.look());
+        assert_eq!(reason(keys.authenticate(&key, now())), Err(Reason::TokenRevoked));
+        assert_eq!(keys.check_again("a", now()).unwrap_err().reason, Reason::TokenRevoked);
+        folder.write("keys.toml", &entry);
+        assert!(keys.look());
+        assert!(keys.check_again("a", now()).is_ok());
+        folder.write("keys.toml", "");
+        assert!(keys.look());
+        assert_eq!(reason(keys.authenticate(&key, now())), Err(Reason::Unauthenticated));
+        assert_eq!(keys.check_again("a", now()).unwrap_err().reason, Reason::TokenRevoked);
+    }
+
+    #[test]
+    fn a_bad_file_leaves_the_keys_as_they_were() {
+        let folder = Folder::new("bad");
+        let (key, entry) = made("a", None);
+        let keys = open(&folder, &entry).unwrap();
+        folder.write("keys.toml", "[[key]]\nid =");
+        assert!(!keys.look());
+        assert!(keys.authenticate(&key, now()).is_ok());
+    }
+
+    #[test]
+    fn everything_wrong_in_the_file_is_said_at_once_and_no_hash_is_shown() {
+        let folder = Folder::new("wrong");
+        let (_, entry) = made("a", None);
+        let wrong = [
+            entry.clone(),
+            entry.clone(),
+            entry.replace("id = \"a\"", "id = \"a b\""),
+            entry
+                .replace("id = \"a\"", "id = \"c\"")
+                .replace("service-a", "two words"),
+            entry.replace("id = \"a\"", "id = \"d\"").replace("sha256:", "md5:"),
+            entry
+                .replace("id = \"a\"", "id = \"e\"")
+                .replace("issued = \"", "issued = \"on "),
+        ];
+        let problems = open(&folder, &wrong.join("\n")).unwrap_err();
+        assert_eq!(problems.len(), 5, "{problems:#?}");
+        let hash = entry.split("sha256:").nth(1).unwrap().split('"').next().unwrap();
+        assert!(!problems.concat().contains(hash));
+        assert!(open(&folder, "[[key]]\nsecret = \"x\"").is_err());
+    }
+}

@@ -25,6 +25,7 @@ const TOKEN_BYTES: usize = 16 << 10;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// A credential as it came. It is never shown.
+#[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
@@ -69,12 +70,12 @@ pub struct Authenticator(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     is_required: bool,
+    takes_query: bool,
     issuers: Vec<Issuer>,
     api_keys: Option<ApiKeys>,
     certificates: Vec<CertificateRule>,
     revocations: Revocations,
     leeway: Duration,
-    takes_query: bool,
     changes: watch::Sender<u64>,
 }
 
@@ -121,12 +122,12 @@ impl Authenticator {
         match revocations {
             Some(revocations) if wrong.is_empty() => Ok(Self(Arc::new(Inner {
                 is_required: settings.is_required(),
+                takes_query: settings.query,
                 issuers,
                 api_keys,
                 certificates: settings.certificates.clone(),
                 revocations,
                 leeway: settings.leeway,
-                takes_query: settings.query,
                 changes: watch::Sender::new(0),
             }))),
             _ => Err(Error(wrong)),
@@ -137,12 +138,12 @@ impl Authenticator {
     pub fn nobody() -> Self {
         Self(Arc::new(Inner {
             is_required: false,
+            takes_query: false,
             issuers: Vec::new(),
             api_keys: None,
             certificates: Vec::new(),
             revocations: Revocations::in_memory(),
             leeway: Duration::ZERO,
-            takes_query: false,
             changes: watch::Sender::new(0),
         }))
     }
@@ -152,7 +153,7 @@ impl Authenticator {
         self.0.is_required
     }
 
-    /// Whether a credential may come in the query of a WebSocket's URL.
+    /// Whether a credential may be in a URL.
     pub fn takes_query(&self) -> bool {
         self.0.takes_query
     }

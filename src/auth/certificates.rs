@@ -131,3 +131,112 @@ fn issuer(certificate: &X509Certificate<'_>) -> String {
         .take(ISSUER_CHARACTERS)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType, SerialNumber, date_time_ymd};
+
+    use super::*;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn certificate(uri: Option<&str>, dns: Option<&str>, common: &str) -> Vec<u8> {
+        let mut params = CertificateParams::new(dns.map(str::to_owned).into_iter().collect::<Vec<_>>()).unwrap();
+        let uri = uri.map(|uri| SanType::URI(uri.try_into().unwrap()));
+        params.subject_alt_names.extend(uri);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, common);
+        params.serial_number = Some(SerialNumber::from(vec![0, 0x8f, 0x01]));
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2030, 1, 1);
+        params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .der()
+            .to_vec()
+    }
+
+    fn rule(key: &str, pattern: &str, subject: &str) -> CertificateRule {
+        let text = format!("{key} = {pattern:?}\nsubject = {subject:?}\n");
+        toml::from_str(&text).unwrap()
+    }
+
+    fn subject(rules: &[CertificateRule], der: &[u8]) -> Result<String, Reason> {
+        let identity = identity(rules, der, now());
+        identity
+            .map(|identity| identity.subject.to_string())
+            .map_err(|refusal| refusal.reason)
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_gives_the_subject() {
+        let der = certificate(
+            Some("spiffe://example.com/ns/brain"),
+            Some("W1.workers.example.com"),
+            "brain one",
+        );
+        for (key, pattern, given, expected) in [
+            ("san_uri", "spiffe://example.com/*", "{1}", Some("ns/brain")),
+            (
+                "san_uri",
+                "spiffe://example.com/*",
+                "{0}",
+                Some("spiffe://example.com/ns/brain"),
+            ),
+            ("san_uri", "spiffe://example.com/ns/brain", "brain", Some("brain")),
+            ("san_uri", "spiffe://example.org/*", "{1}", None),
+            ("san_uri", "spiffe://example.com/ns/brain*", "{1}", None),
+            ("san_dns", "*.workers.EXAMPLE.com", "worker:{1}", Some("worker:w1")),
+            ("san_dns", "*.example.com", "{1}", None),
+            ("san_dns", "spiffe://*", "{1}", None),
+            ("common_name", "brain *", "{1}", Some("one")),
+        ] {
+            let rules = [
+                rule("san_uri", "nothing", "x"),
+                rule(key, pattern, given),
+                rule(key, pattern, "second"),
+            ];
+            let expected = expected.map(str::to_owned).ok_or(Reason::Unauthenticated);
+            assert_eq!(subject(&rules, &der), expected, "{key} {pattern}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_no_subject_is_refused() {
+        let der = certificate(None, None, "two words");
+        assert_eq!(
+            subject(&[rule("common_name", "*", "{0}")], &der),
+            Err(Reason::Unauthenticated)
+        );
+        let braces = certificate(None, None, "{1}{0}");
+        assert_eq!(
+            subject(&[rule("common_name", "*", "a{0}")], &braces),
+            Ok("a{1}{0}".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_a_certificate_says_of_itself() {
+        let der = certificate(None, None, "brain");
+        let identity = identity(&[rule("common_name", "*", "{0}")], &der, now()).unwrap();
+        assert_eq!((&*identity.token_id, &*identity.issuer), ("8f01", "CN=brain"));
+        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(
+            (identity.issued_at, identity.expires_at),
+            (at(1_577_836_800), at(1_893_456_000))
+        );
+    }
+
+    #[test]
+    fn what_is_over_or_no_certificate_is_refused() {
+        let der = certificate(None, None, "brain");
+        let rules = [rule("common_name", "*", "{0}")];
+        let later = SystemTime::UNIX_EPOCH + Duration::from_secs(1_893_456_000);
+        assert_eq!(identity(&rules, &der, later).unwrap_err().reason, Reason::TokenExpired);
+        for broken in [&der[..der.len() / 2], b"", b"garbage"] {
+            assert_eq!(subject(&rules, broken), Err(Reason::Unauthenticated));
+        }
+    }
+}

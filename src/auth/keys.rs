@@ -195,3 +195,148 @@ fn jwk(member: Value) -> Result<Key, String> {
         false => Ok(key),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str =
+        "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+    /// RFC 7515, appendix A.2.
+    const RSA: &str = r#"{"kty":"RSA","n":"ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ","e":"AQAB"}"#;
+    const RSA_SIGNATURE: &str = "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw";
+    /// Appendix A.3.
+    const EC: &str = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
+    const EC_SIGNATURE: &str = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+    /// RFC 8037, appendices A.2 and A.4.
+    const ED: &str = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    const ED_SIGNATURE: &str = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
+
+    fn set(keys: &[&str]) -> Keys {
+        Keys::set(format!(r#"{{"keys":[{}]}}"#, keys.join(",")).as_bytes()).unwrap()
+    }
+
+    fn with(key: &str, more: &str) -> String {
+        format!("{},{more}}}", key.trim_end_matches('}'))
+    }
+
+    #[test]
+    fn the_examples_of_the_standards() {
+        let all = set(&[RSA, EC, ED]);
+        for (algorithm, header, claims, signature) in [
+            (Algorithm::RS256, "eyJhbGciOiJSUzI1NiJ9", EXAMPLE, RSA_SIGNATURE),
+            (Algorithm::ES256, "eyJhbGciOiJFUzI1NiJ9", EXAMPLE, EC_SIGNATURE),
+            (
+                Algorithm::EdDSA,
+                "eyJhbGciOiJFZERTQSJ9",
+                "RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc",
+                ED_SIGNATURE,
+            ),
+        ] {
+            let key = all.find(None, algorithm).unwrap();
+            let signed = format!("{header}.{claims}");
+            assert!(key.verify(&signed, signature, algorithm), "{algorithm:?}");
+            assert!(!key.verify(&signed[1..], signature, algorithm), "{algorithm:?}");
+            assert!(!key.verify(&signed, &signature[4..], algorithm), "{algorithm:?}");
+            assert!(!key.verify(&signed, signature, Algorithm::HS256), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn the_example_of_a_shared_secret() {
+        use base64::Engine;
+        let secret = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
+        let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(secret).unwrap();
+        let signed = format!("eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.{EXAMPLE}");
+        let signature = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+        assert!(
+            Key::secret(&secret)
+                .unwrap()
+                .verify(&signed, signature, Algorithm::HS256)
+        );
+        assert!(
+            !Key::secret(&secret[1..])
+                .unwrap()
+                .verify(&signed, signature, Algorithm::HS256)
+        );
+    }
+
+    #[test]
+    fn a_secret_is_long_and_ends_before_its_line_does() {
+        assert!(Key::secret(&[b'a'; 31]).is_err());
+        assert!(Key::secret(&[&[b'a'; 31][..], b"\r\n"].concat()).is_err());
+        assert!(Key::secret(&[b'a'; 32]).is_ok());
+        assert_eq!(trimmed(b"secret\r\n"), b"secret");
+        assert_eq!(trimmed(b" secret\n\n"), b" secret\n");
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_name_and_algorithm() {
+        let keys = set(&[
+            &with(RSA, r#""kid":"a""#),
+            &with(EC, r#""kid":"a""#),
+            &with(RSA, r#""kid":"b""#),
+        ]);
+        assert!(keys.find(Some("a"), Algorithm::PS256).is_some());
+        assert!(keys.find(Some("a"), Algorithm::ES256).is_some());
+        assert!(keys.find(Some("a"), Algorithm::ES384).is_none());
+        assert!(keys.find(Some("b"), Algorithm::ES256).is_none());
+        assert!(keys.find(Some("c"), Algorithm::RS256).is_none());
+        assert!(keys.find(None, Algorithm::ES256).is_some(), "only one fits");
+        assert!(keys.find(None, Algorithm::RS256).is_none(), "two fit");
+        assert!(
+            set(&[RSA]).find(Some("a"), Algorithm::RS256).is_none(),
+            "the key has no name"
+        );
+    }
+
+    #[test]
+    fn a_key_is_used_for_what_it_is_for() {
+        let fits = |more: &str| set(&[&with(RSA, more)]).find(None, Algorithm::RS256).is_some();
+        assert!(fits(
+            r#""use":"sig","key_ops":["verify"],"alg":"RS256","x5u":"http://127.0.0.1:9/","ext":true"#
+        ));
+        for not in [
+            r#""use":"enc""#,
+            r#""key_ops":["encrypt"]"#,
+            r#""alg":"RS512""#,
+            r#""alg":"RSA-OAEP""#,
+            r#""alg":"HS256""#,
+        ] {
+            assert!(!fits(not), "{not}");
+        }
+    }
+
+    #[test]
+    fn keys_of_no_use_are_passed_over_and_others_count() {
+        let (short, twisted) = (r#"{"kty":"RSA","n":"AQAB","e":"AQAB"}"#, EC.replace("P-256", "P-384"));
+        let shared = r#"{"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T"}"#;
+        let keys = set(&[short, &twisted, shared, r#"{"kty":"new"}"#, "7", ED]);
+        assert!(matches!(&keys, Keys::Set(set) if set.len() == 1));
+        assert!(keys.find(None, Algorithm::HS256).is_none());
+        assert!(keys.find(None, Algorithm::EdDSA).is_some());
+    }
+
+    #[test]
+    fn what_is_no_set_is_refused() {
+        let many = format!(r#"{{"keys":[{}]}}"#, vec!["{}"; 101].join(","));
+        for wrong in ["", "[]", "{}", r#"{"keys":{}}"#, r#"{"keys":[],"keys":[]}"#, &many] {
+            assert!(Keys::set(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        assert!(Keys::set(br#"{"keys":[]}"#).is_ok());
+    }
+
+    #[test]
+    fn a_private_key_or_several_are_no_public_key() {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let public = pair.public_key_pem();
+        assert_eq!(Key::pem(public.as_bytes()).unwrap().algorithms, [Algorithm::ES256]);
+        assert!(
+            Key::pem(pair.serialize_pem().as_bytes())
+                .unwrap_err()
+                .contains("private key")
+        );
+        assert!(Key::pem(public.repeat(2).as_bytes()).is_err());
+        assert!(Key::pem(b"").is_err());
+    }
+}

@@ -268,3 +268,143 @@ fn causes(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+    use crate::auth::tests::{Answer, Publisher, set_of};
+
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    /// Everything whenever it is wanted, and old keys for ever.
+    const EAGER: Pace = Pace {
+        refresh: Duration::ZERO,
+        again: Duration::ZERO,
+        timeout: Duration::from_secs(10),
+        stale: NEVER,
+    };
+
+    fn remote(publisher: &Publisher, pace: Pace) -> Remote {
+        Remote::new("them", publisher.url.parse().unwrap(), web(None).unwrap(), pace)
+    }
+
+    async fn has(remote: &Remote, id: &str) -> Result<bool, Reason> {
+        let keys = remote
+            .keys(Some(id), Algorithm::EdDSA)
+            .await
+            .map_err(|refusal| refusal.reason)?;
+        Ok(keys.find(Some(id), Algorithm::EdDSA).is_some())
+    }
+
+    #[tokio::test]
+    async fn a_new_key_is_known_at_once_and_an_old_one_no_more_after_the_refresh() {
+        let publisher = Publisher::new(set_of(&["a"])).await;
+        let remote = remote(&publisher, EAGER);
+        assert_eq!(has(&remote, "a").await, Ok(true));
+        assert_eq!((has(&remote, "a").await, publisher.asked()), (Ok(true), 1));
+        publisher.answers(set_of(&["a", "b"]));
+        assert_eq!((has(&remote, "b").await, publisher.asked()), (Ok(true), 2));
+        publisher.answers(set_of(&["b"]));
+        assert_eq!(has(&remote, "a").await, Ok(true));
+        remote.refresh().await;
+        assert_eq!(has(&remote, "a").await, Ok(false));
+        assert_eq!(has(&remote, "b").await, Ok(true));
+    }
+
+    #[tokio::test]
+    async fn keys_serve_on_while_there_are_no_newer_ones() {
+        let publisher = Publisher::new(Answer::Cut).await;
+        let remote = remote(&publisher, EAGER);
+        assert_eq!(has(&remote, "a").await, Err(Reason::AuthUnavailable));
+        publisher.answers(set_of(&["a"]));
+        assert_eq!(has(&remote, "a").await, Ok(true));
+        for wrong in [Answer::Cut, Answer::Set("oops".to_owned())] {
+            publisher.answers(wrong);
+            remote.refresh().await;
+            assert_eq!(has(&remote, "a").await, Ok(true));
+            assert_eq!(has(&remote, "b").await, Err(Reason::AuthUnavailable));
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_that_are_too_old_serve_no_more() {
+        let publisher = Publisher::new(set_of(&["a"])).await;
+        let stale = Pace {
+            stale: Duration::ZERO,
+            ..EAGER
+        };
+        let remote = remote(&publisher, stale);
+        assert_eq!(has(&remote, "a").await, Ok(true));
+        publisher.answers(Answer::Cut);
+        assert_eq!(has(&remote, "a").await, Err(Reason::AuthUnavailable));
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_wait_for_one_fetch() {
+        let publisher = Publisher::new(set_of(&["a"])).await;
+        let slow = Pace { again: NEVER, ..EAGER };
+        let remote = remote(&publisher, slow);
+        let all = join_all((0..100).map(|_| has(&remote, "a"))).await;
+        assert!(all.iter().all(|has| *has == Ok(true)));
+        assert_eq!(publisher.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn strangers_cannot_have_the_set_fetched_again_and_again() {
+        let publisher = Publisher::new(set_of(&["a"])).await;
+        let slow = Pace { again: NEVER, ..EAGER };
+        let remote = remote(&publisher, slow);
+        assert_eq!(has(&remote, "a").await, Ok(true));
+        for id in ["b", "../../dev/null", "' OR 1=1 --"] {
+            let refusal = remote.keys(Some(id), Algorithm::EdDSA).await.unwrap_err();
+            assert_eq!(refusal.reason, Reason::AuthUnavailable);
+            assert!(refusal.retry_after.is_some());
+        }
+        assert_eq!((has(&remote, "a").await, publisher.asked()), (Ok(true), 1));
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_leaves_the_fetch_to_others() {
+        let mut publisher = Publisher::new(Answer::Silence).await;
+        let slow = Pace {
+            again: NEVER,
+            timeout: Duration::from_millis(200),
+            ..EAGER
+        };
+        let remote = remote(&publisher, slow);
+        tokio::select! {
+            _ = has(&remote, "a") => panic!("nobody answered"),
+            () = publisher.is_asked(1) => {}
+        }
+        // It is the same fetch that is finished here.
+        assert_eq!(has(&remote, "a").await, Err(Reason::AuthUnavailable));
+        assert_eq!(publisher.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_fetch_has_an_end_in_time_and_bytes_and_goes_nowhere_else() {
+        let elsewhere = Publisher::new(set_of(&["a"])).await;
+        let publisher = Publisher::new(Answer::Silence).await;
+        let brief = Pace {
+            timeout: Duration::from_millis(50),
+            ..EAGER
+        };
+        assert_eq!(has(&remote(&publisher, brief), "a").await, Err(Reason::AuthUnavailable));
+        let Answer::Set(set) = set_of(&["a"]) else {
+            unreachable!()
+        };
+        let padded = |bytes: usize| Answer::Set(format!("{set}{}", " ".repeat(bytes - set.len())));
+        let limit = usize::try_from(SET_BYTES).unwrap();
+        for (answer, is_taken) in [
+            (padded(limit), Ok(true)),
+            (padded(limit + 1), Err(Reason::AuthUnavailable)),
+            (Answer::Redirect(elsewhere.url.clone()), Err(Reason::AuthUnavailable)),
+        ] {
+            publisher.answers(answer);
+            assert_eq!(has(&remote(&publisher, EAGER), "a").await, is_taken);
+        }
+        assert_eq!(elsewhere.asked(), 0);
+    }
+}

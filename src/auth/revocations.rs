@@ -413,3 +413,163 @@ fn mend_end(file: &mut fs::File) -> std::io::Result<bool> {
     }
     Ok(is_whole)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::auth::Grants;
+    use crate::auth::tests::Folder;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    fn identity(subject: &str, token_id: &str, issued_at: Option<SystemTime>) -> Identity {
+        Identity {
+            subject: subject.into(),
+            token_id: token_id.into(),
+            issuer: "them".into(),
+            issued_at,
+            expires_at: None,
+            grants: Grants::none(),
+        }
+    }
+
+    fn is_good(revocations: &Revocations, identity: &Identity) -> bool {
+        revocations.check(identity, at(100)).is_ok()
+    }
+
+    #[test]
+    fn a_subject_loses_what_it_was_given_before() {
+        let revocations = Revocations::in_memory();
+        revocations.revoke(Revocation::of_subject("a", at(10)), at(10)).unwrap();
+        assert!(!is_good(&revocations, &identity("a", "", Some(at(9)))));
+        assert!(!is_good(&revocations, &identity("a", "", None)));
+        assert!(is_good(&revocations, &identity("a", "", Some(at(10)))));
+        assert!(is_good(&revocations, &identity("b", "a", None)));
+        // An earlier moment takes nothing of it back.
+        revocations.revoke(Revocation::of_subject("a", at(5)), at(10)).unwrap();
+        assert!(!is_good(&revocations, &identity("a", "", Some(at(9)))));
+        assert_eq!(revocations.list().len(), 1);
+        assert!(!revocations.list()[0].durable);
+    }
+
+    #[test]
+    fn a_token_is_taken_back_of_one_issuer_or_of_all() {
+        let revocations = Revocations::in_memory();
+        let of_others = Revocation {
+            issuer: Some("others".to_owned()),
+            ..Revocation::of_token("t")
+        };
+        revocations.revoke(of_others, at(0)).unwrap();
+        assert!(is_good(&revocations, &identity("a", "t", None)));
+        revocations.revoke(Revocation::of_token("t"), at(0)).unwrap();
+        assert!(!is_good(&revocations, &identity("a", "t", None)));
+        assert!(is_good(&revocations, &identity("t", "", None)));
+        assert!(revocations.revoke(Revocation::of_token(""), at(0)).is_err());
+    }
+
+    #[test]
+    fn what_is_over_makes_room_and_nothing_else_does() {
+        let revocations = Revocations {
+            limit: 2,
+            ..Revocations::in_memory()
+        };
+        let until = |id: &str, seconds| Revocation {
+            until: Some(at(seconds)),
+            ..Revocation::of_token(id)
+        };
+        revocations.revoke(until("a", 10), at(0)).unwrap();
+        revocations.revoke(until("b", 20), at(0)).unwrap();
+        let refusal = revocations.revoke(until("c", 30), at(9)).unwrap_err();
+        assert_eq!(
+            (refusal.reason, &*refusal.details[0].1),
+            (Reason::TooManyRevocations, "2")
+        );
+        revocations.revoke(until("b", 40), at(9)).unwrap();
+        revocations.revoke(until("c", 30), at(10)).unwrap();
+        assert!(revocations.check(&identity("x", "b", None), at(39)).is_err());
+        assert!(revocations.check(&identity("x", "b", None), at(40)).is_ok());
+    }
+
+    #[test]
+    fn the_file_keeps_them_and_brings_those_of_others() {
+        let folder = Folder::new("revoked");
+        let path = folder.path("revoked.jsonl");
+        let revocations = Revocations::open(Some(&path), at(0)).unwrap();
+        let revocation = Revocation {
+            until: Some(at(1_000)),
+            ..Revocation::of_subject("a", at(10))
+        };
+        revocations.revoke(revocation, at(0)).unwrap();
+        revocations.revoke(Revocation::of_token("t"), at(0)).unwrap();
+        assert!(revocations.list().iter().all(|revocation| revocation.durable));
+        assert!(!revocations.look(at(0)), "what it wrote itself is no news");
+        let again = Revocations::open(Some(&path), at(0)).unwrap();
+        assert!(!is_good(&again, &identity("a", "", None)) && !is_good(&again, &identity("b", "t", None)));
+        assert_eq!(Revocations::open(Some(&path), at(1_000)).unwrap().list().len(), 1);
+        let text = fs::read_to_string(&path).unwrap();
+        folder.write("revoked.jsonl", &format!("{text}{{\"token_id\":\"u\"}}\n"));
+        assert!(revocations.look(at(0)));
+        assert!(!is_good(&revocations, &identity("b", "u", None)));
+        folder.write("revoked.jsonl", "");
+        assert!(revocations.look(at(0)));
+        assert!(is_good(&revocations, &identity("b", "u", None)));
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_harms_no_other() {
+        let folder = Folder::new("torn");
+        let path = folder.write("revoked.jsonl", "{\"token_id\":\"t\"}\n{\"token_i");
+        let revocations = Revocations::open(Some(&path), at(0)).unwrap();
+        revocations.revoke(Revocation::of_token("u"), at(0)).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"token_id\":\"t\"}\n{\"token_id\":\"u\"}\n"
+        );
+        folder.write("revoked.jsonl", "{\"token_id\":\"t\"}");
+        revocations.revoke(Revocation::of_token("v"), at(0)).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"token_id\":\"t\"}\n{\"token_id\":\"v\"}\n"
+        );
+    }
+
+    #[test]
+    fn a_bad_file_takes_nothing_away() {
+        let folder = Folder::new("bad");
+        let path = folder.write("revoked.jsonl", "{\"token_id\":\"t\"}\n");
+        let revocations = Revocations::open(Some(&path), at(0)).unwrap();
+        for bad in ["oops\n{\"token_id\":\"u\"}\n", "\u{0}\n"] {
+            folder.write("revoked.jsonl", bad);
+            revocations.look(at(0));
+            assert!(!is_good(&revocations, &identity("b", "t", None)));
+        }
+        assert!(
+            !is_good(&revocations, &identity("b", "u", None)),
+            "what can be read counts"
+        );
+        fs::remove_file(&path).unwrap();
+        revocations.look(at(0));
+        assert!(!is_good(&revocations, &identity("b", "t", None)));
+    }
+
+    #[test]
+    fn everything_wrong_in_the_file_is_said_at_once() {
+        let folder = Folder::new("wrong");
+        let lines = [
+            "{}",
+            r#"{"subject":"a"}"#,
+            r#"{"subject":"a","issued_before":"today"}"#,
+            r#"{"token_id":""}"#,
+            r#"{"token_id":"t","why":"lost"}"#,
+            r#"{"token_id":"t"}"#,
+        ];
+        let path = folder.write("revoked.jsonl", &format!("{}\n", lines.join("\n")));
+        let wrong = Revocations::open(Some(&path), at(0)).unwrap_err();
+        assert_eq!(wrong.len(), 5, "{wrong:#?}");
+        assert!(wrong[1].contains("line 2 "));
+    }
+}

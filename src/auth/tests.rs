@@ -3,6 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// A folder of a test's own; it is gone when the test is.
 pub struct Folder(PathBuf);
@@ -33,4 +39,91 @@ impl Drop for Folder {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).ok();
     }
+}
+
+/// What the server of key sets answers.
+#[derive(Clone)]
+pub enum Answer {
+    /// This set.
+    Set(String),
+    /// Nothing: the connection is cut.
+    Cut,
+    /// Nothing, for ever.
+    Silence,
+    /// To look elsewhere.
+    Redirect(String),
+}
+
+/// A server of key sets, on loopback, that counts what it is asked.
+pub struct Publisher {
+    pub url: String,
+    answer: Arc<Mutex<Answer>>,
+    asked: watch::Receiver<u32>,
+    serving: JoinHandle<()>,
+}
+
+impl Publisher {
+    pub async fn new(answer: Answer) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        let answer = Arc::new(Mutex::new(answer));
+        let (count, asked) = watch::channel(0);
+        let current = Arc::clone(&answer);
+        let serving = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                count.send_modify(|count| *count += 1);
+                let answer = current.lock().unwrap().clone();
+                tokio::spawn(serve(stream, answer));
+            }
+        });
+        Self {
+            url,
+            answer,
+            asked,
+            serving,
+        }
+    }
+
+    pub fn answers(&self, answer: Answer) {
+        *self.answer.lock().unwrap() = answer;
+    }
+
+    pub fn asked(&self) -> u32 {
+        *self.asked.borrow()
+    }
+
+    /// Waits until it was asked so often.
+    pub async fn is_asked(&mut self, times: u32) {
+        self.asked.wait_for(|asked| *asked >= times).await.unwrap();
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn serve(mut stream: TcpStream, answer: Answer) {
+    let mut request = [0; 4096];
+    if stream.read(&mut request).await.is_err() {
+        return;
+    }
+    let said = match answer {
+        Answer::Set(set) => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{set}", set.len()),
+        Answer::Redirect(to) => format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"),
+        Answer::Cut => return,
+        Answer::Silence => std::future::pending().await,
+    };
+    stream.write_all(said.as_bytes()).await.ok();
+}
+
+/// A set with an Ed25519 key by each of these names.
+pub fn set_of(names: &[&str]) -> Answer {
+    let key = |name: &&str| {
+        format!(r#"{{"kty":"OKP","crv":"Ed25519","kid":"{name}","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}}"#)
+    };
+    let keys: Vec<_> = names.iter().map(key).collect();
+    Answer::Set(format!(r#"{{"keys":[{}]}}"#, keys.join(",")))
 }
