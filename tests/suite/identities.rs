@@ -122,11 +122,7 @@ async fn strangers_are_sent_away(one: Face, _: Face) {
 async fn an_expired_token_ends_its_connection_which_resumes(one: Face, other: Face) {
     let keys = Keys::new();
     let gateway = keys.gateway(|_| {}).await;
-    let soon = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
-        + 2;
+    let soon = in_seconds(2);
     let short = keys.sign("ann", json!({ "twinspan": everything("*"), "exp": soon }));
     let mut bob = gateway.bearer(other, Some(&keys.all("bob"))).await;
     bob.join("s", named("bob")).await;
@@ -152,11 +148,7 @@ async fn an_expired_token_ends_its_connection_which_resumes(one: Face, other: Fa
 async fn a_hello_renews_an_identity(one: Face, other: Face) {
     let keys = Keys::new();
     let gateway = keys.gateway(|_| {}).await;
-    let soon = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
-        + 2;
+    let soon = in_seconds(2);
     let short = |subject| keys.sign(subject, json!({ "twinspan": everything("*"), "exp": soon }));
     let mut ann = gateway.bearer(one, Some(&short("ann"))).await;
     ann.join("s", named("ann")).await;

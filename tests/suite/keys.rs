@@ -98,10 +98,6 @@ impl Keys {
 
     /// A token with these claims, and beside them what every token has.
     pub fn sign(&self, subject: &str, more: Value) -> String {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
         let mut claims: Map<String, Value> = serde_json::from_value(json!({
             "iss": ISSUER, "aud": AUDIENCE, "sub": subject, "iat": in_seconds(0), "exp": in_seconds(600),
         }))
