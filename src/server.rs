@@ -2,31 +2,25 @@
 //!
 //! `bind` checks what can be checked and knows the address; `run` serves until its future ends, and returns after the drain.
 
+mod accept;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router as HttpRouter;
-use http::Request;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
-use tower_service::Service;
 
 use crate::config::Config;
 use crate::frame::pb::admin_server::AdminServer;
 use crate::frame::pb::sessions_server::SessionsServer;
 use crate::frame::{DESCRIPTORS, Types};
 use crate::log::{Log, Memory};
-use crate::router::{Life, Parts, Router};
+use crate::router::{Parts, Router};
 use crate::transport::grpc::stub::gateway_server::GatewayServer;
-use crate::transport::tcp::Tcp;
 use crate::transport::{grpc, http as plain};
 
 /// Why a server cannot start or go on.
@@ -99,7 +93,7 @@ impl Server {
         let (health, services) = services(&self.router).await?;
         tracing::info!(address = %self.address, "listening");
         let (closing, closed) = watch::channel(false);
-        let accept = accept(&self.listener, &self.router, services, closed);
+        let accept = accept::accept(&self.listener, &self.router, services, closed);
         tokio::select! {
             () = accept => {}
             () = shutdown => {}
@@ -145,107 +139,6 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
     // Added after the layer, which answers 400 to all HTTP/1 that is not gRPC-Web.
     let all = grpc.merge(plain::routes(router)).fallback(plain::not_found);
     Ok((health, all))
-}
-
-async fn accept(listener: &TcpListener, router: &Router, services: HttpRouter, closed: watch::Receiver<bool>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let serving = serve(stream, peer, router.clone(), services.clone(), closed.clone());
-                tokio::spawn(serving);
-            }
-            Err(error) => {
-                // Out of file descriptors, or a peer that was too quick: neither ends the gateway.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-/// Serves one TCP connection: HTTP/1.1 or HTTP/2, as it turns out.
-async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    services: HttpRouter,
-    mut closed: watch::Receiver<bool>,
-) {
-    let (stream, life) = match Tcp::new(stream, &router) {
-        Ok(connection) => connection,
-        Err(error) => return tracing::debug!(%peer, %error, "the peer is gone already"),
-    };
-    let limits = router.limits();
-    let asked = Arc::new(AtomicBool::new(false));
-    let service = TowerToHyperService::new(Asked {
-        inner: services,
-        asked: Arc::clone(&asked),
-        life,
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .enable_connect_protocol()
-        .max_concurrent_streams(256)
-        // Who holds requests and says nothing must be seen to live a few times within its lease.
-        .keep_alive_interval(limits.heartbeat.min(limits.shortest_lease() / 3))
-        .keep_alive_timeout(limits.heartbeat);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let silence = async {
-        tokio::time::sleep(limits.handshake).await;
-        if asked.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        ended = connection.as_mut() => {
-            if let Err(error) = ended {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-        }
-        () = silence => tracing::debug!(%peer, "connected, and asked for nothing: closed"),
-        () = asked_to_close(&mut closed) => {
-            connection.as_mut().graceful_shutdown();
-            if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, connection).await {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-        }
-    }
-}
-
-async fn asked_to_close(closed: &mut watch::Receiver<bool>) {
-    // A sender that is gone asks for the same.
-    drop(closed.wait_for(|closed| *closed).await);
-}
-
-/// Notes that the peer has asked for something, and gives its requests the life of the connection.
-#[derive(Clone)]
-struct Asked {
-    inner: HttpRouter,
-    asked: Arc<AtomicBool>,
-    life: Life,
-}
-
-impl Service<Request<Incoming>> for Asked {
-    type Response = <HttpRouter as Service<Request<Incoming>>>::Response;
-    type Error = <HttpRouter as Service<Request<Incoming>>>::Error;
-    type Future = <HttpRouter as Service<Request<Incoming>>>::Future;
-
-    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-        <HttpRouter as Service<Request<Incoming>>>::poll_ready(&mut self.inner, cx)
-    }
-
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        self.asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(self.life.clone());
-        self.inner.call(request)
-    }
 }
 
 /// How long connections may take to be told the last word.
