@@ -86,6 +86,8 @@ reasons! {
         "The peer broke the rules of WebSocket (RFC 6455). The connection ends.";
     InvalidUtf8 "INVALID_UTF8" InvalidArgument Some(1007), final,
         "A WebSocket text message is not UTF-8. The connection ends, as RFC 6455 asks.";
+    OriginDenied "ORIGIN_DENIED" PermissionDenied None, final,
+        "A browser sent the request for a page whose origin may not use the gateway; it is answered with HTTP 403. If the page is yours, add its origin to the setting `origins`.";
     SessionNotFound "SESSION_NOT_FOUND" NotFound None, final,
         "There is no such session. Join it, publish to it or create it first.";
     SessionExists "SESSION_EXISTS" AlreadyExists None, final,

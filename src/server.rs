@@ -1,8 +1,9 @@
-//! The server: it binds, it runs, it drains. One port for everything.
+//! The server: it binds, it runs, it drains. One port for everything, and a second one beside TLS where that is wanted.
 //!
-//! `bind` checks what can be checked and knows the address; `run` serves until its future ends, and returns after the drain.
+//! `bind` checks what can be checked and knows the addresses; `run` serves until its future ends, and returns after the drain.
 
 mod accept;
+mod tls;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,18 +11,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router as HttpRouter;
-use tokio::net::TcpListener;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
 
+use accept::{Listener, Serving};
+use tls::Identity;
+
 use crate::config::Config;
+use crate::edge::{Origins, Proxies};
 use crate::frame::pb::admin_server::AdminServer;
 use crate::frame::pb::sessions_server::SessionsServer;
 use crate::frame::{DESCRIPTORS, Types};
 use crate::log::{Log, Memory};
 use crate::router::{Parts, Router};
 use crate::transport::grpc::stub::gateway_server::GatewayServer;
-use crate::transport::{grpc, http as plain};
+use crate::transport::{grpc, http as plain, origins};
 
 /// Why a server cannot start or go on.
 #[derive(Debug)]
@@ -35,11 +40,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A gateway that has its port, and does not serve yet.
+/// A gateway that has its ports, and does not serve yet.
 pub struct Server {
-    listener: TcpListener,
-    address: SocketAddr,
+    /// The first is the one that all speak of; the second, where there is one, speaks plaintext beside it.
+    listeners: Vec<Listener>,
+    identity: Option<Identity>,
     router: Router,
+    proxies: Arc<Proxies>,
+    origins: Origins,
     grace: Duration,
 }
 
@@ -53,14 +61,11 @@ impl Server {
     /// The same with a log of the caller's.
     pub async fn bind_with(config: Config, log: Arc<dyn Log>) -> Result<Self, Error> {
         let types = Types::load(&config.descriptors).map_err(Error)?;
-        let unbound = |error| {
-            Error(format!(
-                "cannot listen on {}: {error}; choose another address with --listen",
-                config.listen
-            ))
-        };
-        let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
-        let address = listener.local_addr().map_err(unbound)?;
+        let identity = Identity::load(&config.tls).map_err(|error| Error(error.to_string()))?;
+        let mut listeners = vec![listen(config.listen, identity.clone(), "listen").await?];
+        if let Some(address) = config.plaintext_listen {
+            listeners.push(listen(address, None, "set plaintext_listen").await?);
+        }
         let router = Router::start(Parts {
             limits: config.limits,
             log,
@@ -70,16 +75,27 @@ impl Server {
             fold: config.fold,
         });
         Ok(Self {
-            listener,
-            address,
+            listeners,
+            identity,
             router,
+            proxies: Arc::new(config.proxies),
+            // The gateway authenticates nobody: a page needs no more than to reach it.
+            origins: Origins {
+                allowed: config.origins,
+                trusts_host: false,
+            },
             grace: config.drain_grace,
         })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.listeners[0].address()
+    }
+
+    /// Where it listens for plaintext, beside TLS.
+    pub fn plaintext_addr(&self) -> Option<SocketAddr> {
+        self.listeners.get(1).map(Listener::address)
     }
 
     /// The router, for those who run a gateway within their own process.
@@ -91,14 +107,28 @@ impl Server {
     /// long as the configuration says, ends what is left, and returns.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
         let (health, services) = services(&self.router).await?;
-        tracing::info!(address = %self.address, "listening");
         let (closing, closed) = watch::channel(false);
-        let accept = accept::accept(&self.listener, &self.router, services, closed);
+        let serving = Serving {
+            router: self.router.clone(),
+            guarded: origins::guard(services.clone(), self.origins),
+            services,
+            proxies: self.proxies,
+            closed,
+        };
+        let accept = join_all(self.listeners.iter().map(|listener| listener.accept(serving.clone())));
+        let watch = async {
+            match self.identity {
+                Some(identity) => identity.watch().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = accept => {}
+            _ = accept => {}
+            () = watch => {}
             () = shutdown => {}
         }
-        drop(self.listener);
+        drop(serving);
+        drop(self.listeners);
         drain(&self.router, &health, self.grace).await;
         // The last words may still be on their way: each connection ends when it has been told, and lets go of its receiver.
         closing.send_replace(true);
@@ -108,6 +138,15 @@ impl Server {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+async fn listen(address: SocketAddr, tls: Option<Identity>, flag: &str) -> Result<Listener, Error> {
+    let unbound = |error| {
+        Error(format!(
+            "cannot listen on {address}: {error}; choose another address with --{flag}"
+        ))
+    };
+    Listener::bind(address, tls).await.map_err(unbound)
 }
 
 async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error> {

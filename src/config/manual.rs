@@ -36,8 +36,13 @@ frame_bytes = \"256KiB\"
 ```
 ";
 
-const SECTIONS: [(&str, &str); 5] = [
+const SECTIONS: [(&str, &str); 7] = [
     ("", "The gateway as a whole."),
+    ("tls", "What is spoken on `listen`, and who is asked for certificates."),
+    (
+        "proxy",
+        "Proxies and load balancers in front of the gateway: whom they speak for counts only where they are trusted.",
+    ),
     ("log", "The gateway's own log, not that of sessions."),
     ("drain", "What happens on SIGTERM and Ctrl-C."),
     (

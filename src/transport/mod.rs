@@ -2,5 +2,7 @@
 
 pub mod grpc;
 pub mod http;
+pub mod origins;
+pub mod proxy;
 pub mod tcp;
 pub mod websocket;

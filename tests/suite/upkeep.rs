@@ -6,20 +6,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use, beside itself.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     ("limits", &[]),
     ("error", &["frame"]),
     ("frame", &["error"]),
+    ("edge", &["error"]),
     ("session", &["error", "frame", "limits"]),
     ("log", &["error", "frame"]),
     ("router", &["error", "frame", "limits", "log", "session"]),
     ("connection", &["error", "frame", "log", "router", "session"]),
-    ("transport", &["connection", "error", "frame", "router"]),
-    ("config", &["limits", "log"]),
+    ("transport", &["connection", "edge", "error", "frame", "router"]),
+    ("config", &["edge", "limits", "log"]),
     ("telemetry", &["config"]),
-    ("server", &["config", "frame", "limits", "log", "router", "transport"]),
+    (
+        "server",
+        &["config", "edge", "frame", "limits", "log", "router", "transport"],
+    ),
     ("client", &["error", "frame"]),
-    ("cli", &["client", "config", "error", "frame", "server", "telemetry"]),
+    (
+        "cli",
+        &["client", "config", "edge", "error", "frame", "server", "telemetry"],
+    ),
     ("main", &[]),
 ];
 
