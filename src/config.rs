@@ -19,7 +19,8 @@ use crate::limits::Limits;
 use crate::log::Retention;
 
 use kind::{
-    Address, Bytes, Certificates, Count, Described, File, Files, Filter, Format, Issuers, Kind, Raw, Roles, Routes, Span, Switch,
+    Address, Bytes, Certificates, Count, Described, File, Files, Filter, Format, Issuers, Kind, Raw, Roles, Routes,
+    Span, Switch,
 };
 pub use kind::{LogFormat, parse_duration};
 pub use load::{Errors, Flag, Inputs, Loaded, Problem, Source};

@@ -133,7 +133,10 @@ impl Known {
             return Err(Refusal::new(Reason::TokenRevoked, "the API key is disabled"));
         }
         if self.identity.expires_at.is_some_and(|at| at <= now) {
-            return Err(Refusal::new(Reason::TokenExpired, "the API key's time is over; get a new one"));
+            return Err(Refusal::new(
+                Reason::TokenExpired,
+                "the API key's time is over; get a new one",
+            ));
         }
         Ok(self.identity.clone())
     }
@@ -143,7 +146,9 @@ impl Known {
 fn id_of(key: &str) -> Option<&str> {
     let rest = key.strip_prefix(PREFIX)?;
     let (id, secret) = rest.split_at_checked(rest.len().checked_sub(SECRET_CHARACTERS)?)?;
-    let is_secret = secret.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let is_secret = secret
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     id.strip_suffix('_').filter(|id| is_secret && is_id(id))
 }
 
@@ -164,7 +169,8 @@ fn read(file: &File) -> Result<HashMap<String, Known>, Vec<String>> {
     let text = file.text().map_err(|wrong| vec![wrong])?;
     let entries = toml::from_str::<Entries>(&text);
     // Where it went wrong, and what was expected there, but not what stands there.
-    let entries = entries.map_err(|error| vec![file.wrong(&format!("is not a file of API keys: {}", error.message()))])?;
+    let entries =
+        entries.map_err(|error| vec![file.wrong(&format!("is not a file of API keys: {}", error.message()))])?;
     let mut known = HashMap::new();
     let mut wrong = Vec::new();
     for (at, entry) in entries.key.into_iter().enumerate() {
@@ -202,7 +208,9 @@ impl Entry {
 }
 
 fn moment(name: &str, text: &str) -> Result<SystemTime, String> {
-    let at = Timestamp::from_str(text).ok().and_then(|at| SystemTime::try_from(at).ok());
+    let at = Timestamp::from_str(text)
+        .ok()
+        .and_then(|at| SystemTime::try_from(at).ok());
     at.ok_or_else(|| format!("{name} = {text:?} is not a time such as 2030-01-31T12:00:00Z"))
 }
 
@@ -252,7 +260,10 @@ mod tests {
         let ((one, one_entry), (two, two_entry)) = (made("one", None), made("two.b-2", None));
         let keys = open(&folder, &format!("{one_entry}\n{two_entry}")).unwrap();
         let identity = keys.authenticate(&one, now()).unwrap();
-        assert_eq!((&*identity.subject, &*identity.token_id, &*identity.issuer), ("service-one", "one", API_KEYS));
+        assert_eq!(
+            (&*identity.subject, &*identity.token_id, &*identity.issuer),
+            ("service-one", "one", API_KEYS)
+        );
         assert_eq!((identity.issued_at, identity.expires_at), (Some(now()), None));
         assert_eq!(keys.authenticate(&two, now()).unwrap().subject, "service-two.b-2");
         let swapped = format!("tsk_one_{}", &two[two.len() - SECRET_CHARACTERS..]);
@@ -267,10 +278,18 @@ mod tests {
         let folder = Folder::new("forms");
         let keys = open(&folder, "").unwrap();
         let secret = "x".repeat(SECRET_CHARACTERS);
-        let answers: Vec<_> = ["tsk_", "tsk__", "tsk_a", &format!("tsk_{secret}"), &format!("tsk__{secret}"), &format!("tsk_a b_{secret}"), &format!("tsk_a_{}é", &secret[2..])]
-            .iter()
-            .map(|key| keys.authenticate(key, now()).unwrap_err())
-            .collect();
+        let answers: Vec<_> = [
+            "tsk_",
+            "tsk__",
+            "tsk_a",
+            &format!("tsk_{secret}"),
+            &format!("tsk__{secret}"),
+            &format!("tsk_a b_{secret}"),
+            &format!("tsk_a_{}é", &secret[2..]),
+        ]
+        .iter()
+        .map(|key| keys.authenticate(key, now()).unwrap_err())
+        .collect();
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
         assert!(answers[0].message.contains("form"));
     }
@@ -316,9 +335,13 @@ mod tests {
             entry.clone(),
             entry.clone(),
             entry.replace("id = \"a\"", "id = \"a b\""),
-            entry.replace("id = \"a\"", "id = \"c\"").replace("service-a", "two words"),
+            entry
+                .replace("id = \"a\"", "id = \"c\"")
+                .replace("service-a", "two words"),
             entry.replace("id = \"a\"", "id = \"d\"").replace("sha256:", "md5:"),
-            entry.replace("id = \"a\"", "id = \"e\"").replace("issued = \"", "issued = \"on "),
+            entry
+                .replace("id = \"a\"", "id = \"e\"")
+                .replace("issued = \"", "issued = \"on "),
         ];
         let problems = open(&folder, &wrong.join("\n")).unwrap_err();
         assert_eq!(problems.len(), 5, "{problems:#?}");

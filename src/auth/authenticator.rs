@@ -81,7 +81,10 @@ struct Inner {
 
 impl Authenticator {
     /// Reads all files, and says everything that is wrong at once. Nothing is fetched yet, and nothing runs: `watch` does both.
-    #[allow(clippy::unused_async, reason = "opening may yet have to wait, and callers do not care")]
+    #[allow(
+        clippy::unused_async,
+        reason = "opening may yet have to wait, and callers do not care"
+    )]
     pub async fn open(settings: &Settings) -> Result<Self, Error> {
         Self::open_at_pace(settings, Pace::new(settings.jwks_refresh))
     }
@@ -109,7 +112,9 @@ impl Authenticator {
         };
         let api_keys = settings.api_keys.as_deref().and_then(|path| {
             let file = File::new(path, Privacy::Secret, api_keys::FILE_BYTES);
-            ApiKeys::open(file).map_err(|problems| take("auth.api_keys", problems)).ok()
+            ApiKeys::open(file)
+                .map_err(|problems| take("auth.api_keys", problems))
+                .ok()
         });
         let revocations = Revocations::open(settings.revocations.as_deref(), clock())
             .map_err(|problems| take("auth.revocations", problems))
@@ -160,7 +165,11 @@ impl Authenticator {
         }
         let said = secret.0.as_str();
         let identity = if said.starts_with(api_keys::PREFIX) {
-            let keys = self.0.api_keys.as_ref().ok_or_else(|| refused("this gateway takes no API keys"))?;
+            let keys = self
+                .0
+                .api_keys
+                .as_ref()
+                .ok_or_else(|| refused("this gateway takes no API keys"))?;
             keys.authenticate(said, now)?
         } else {
             self.token(said, now).await?
@@ -174,10 +183,12 @@ impl Authenticator {
             let message = format!("the token has {} bytes; at most {TOKEN_BYTES} are taken", text.len());
             return Err(refused(message).with("limit", TOKEN_BYTES.to_string()));
         }
-        let token = Token::parse(text).map_err(|wrong| refused(format!("that is no token that could be taken: {wrong}")))?;
+        let token =
+            Token::parse(text).map_err(|wrong| refused(format!("that is no token that could be taken: {wrong}")))?;
         let named = Token::text(&token.claims, "iss").ok_or_else(|| refused("the token has no iss"))?;
         let issuer = self.0.issuers.iter().find(|issuer| issuer.name() == named);
-        let issuer = issuer.ok_or_else(|| refused(format!("the token's issuer is not one of ours: {}", quoted(named))))?;
+        let issuer =
+            issuer.ok_or_else(|| refused(format!("the token's issuer is not one of ours: {}", quoted(named))))?;
         issuer.verify(&token, self.0.leeway, now).await
     }
 
@@ -200,7 +211,9 @@ impl Authenticator {
             let text = "the credential's time is over; connect again with a new one, and resume";
             return Err(Refusal::new(Reason::TokenExpired, text));
         }
-        if identity.issuer == *API_KEYS && let Some(keys) = &self.0.api_keys {
+        if identity.issuer == *API_KEYS
+            && let Some(keys) = &self.0.api_keys
+        {
             keys.check_again(&identity.token_id, now)?;
         }
         self.0.revocations.check(identity, now)
@@ -238,12 +251,17 @@ impl Authenticator {
                 }
             }
         };
-        let remotes = self.0.issuers.iter().filter_map(Issuer::remote).map(async |remote: &Remote| {
-            loop {
-                remote.refresh().await;
-                tokio::time::sleep(LOOK).await;
-            }
-        });
+        let remotes = self
+            .0
+            .issuers
+            .iter()
+            .filter_map(Issuer::remote)
+            .map(async |remote: &Remote| {
+                loop {
+                    remote.refresh().await;
+                    tokio::time::sleep(LOOK).await;
+                }
+            });
         tokio::join!(files, join_all(remotes));
     }
 
@@ -276,7 +294,10 @@ impl Identity {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "for what is read and forgotten by the calendar, and asked by nobody")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "for what is read and forgotten by the calendar, and asked by nobody"
+)]
 fn clock() -> SystemTime {
     SystemTime::now()
 }

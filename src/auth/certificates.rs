@@ -16,18 +16,26 @@ const ISSUER_CHARACTERS: usize = 256;
 
 /// The identity that the first rule gives which fits.
 pub fn identity(rules: &[CertificateRule], der: &[u8], now: SystemTime) -> Result<Identity, Refusal> {
-    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| refused("the client certificate cannot be read"))?;
+    let (_, certificate) =
+        X509Certificate::from_der(der).map_err(|_| refused("the client certificate cannot be read"))?;
     let names = Names::of(&certificate);
-    let fitting = rules.iter().find_map(|rule| names.fit(rule).map(|subject| (rule, subject)));
+    let fitting = rules
+        .iter()
+        .find_map(|rule| names.fit(rule).map(|subject| (rule, subject)));
     let (rule, subject) = fitting.ok_or_else(|| {
         let shown = quoted(&names.all().collect::<Vec<_>>().join(", "));
-        refused(format!("the client certificate's names fit no rule of this gateway: {shown}"))
+        refused(format!(
+            "the client certificate's names fit no rule of this gateway: {shown}"
+        ))
     })?;
     check_subject(&subject).map_err(|wrong| refused(format!("the client certificate's name {wrong}")))?;
     let validity = certificate.validity();
     let expires_at = moment(validity.not_after)?;
     if expires_at <= now {
-        return Err(Refusal::new(Reason::TokenExpired, "the client certificate's time is over; get a new one"));
+        return Err(Refusal::new(
+            Reason::TokenExpired,
+            "the client certificate's time is over; get a new one",
+        ));
     }
     Ok(Identity {
         token_id: serial(certificate.raw_serial()).into(),
@@ -72,7 +80,9 @@ impl<'a> Names<'a> {
     fn fit(&self, rule: &CertificateRule) -> Option<String> {
         let any = |pattern: &Option<String>, names: &[&str]| {
             let pattern = pattern.as_deref()?;
-            names.iter().find_map(|name| Some(fill(&rule.subject, name, part(pattern, name)?)))
+            names
+                .iter()
+                .find_map(|name| Some(fill(&rule.subject, name, part(pattern, name)?)))
         };
         any(&rule.san_uri, &self.uris)
             .or_else(|| {
@@ -116,7 +126,10 @@ fn serial(raw: &[u8]) -> String {
 
 fn issuer(certificate: &X509Certificate<'_>) -> String {
     let name = certificate.issuer().to_string();
-    name.chars().filter(|c| !c.is_control()).take(ISSUER_CHARACTERS).collect()
+    name.chars()
+        .filter(|c| !c.is_control())
+        .take(ISSUER_CHARACTERS)
+        .collect()
 }
 
 #[cfg(test)]
@@ -138,7 +151,11 @@ mod tests {
         params.serial_number = Some(SerialNumber::from(vec![0, 0x8f, 0x01]));
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2030, 1, 1);
-        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+        params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .der()
+            .to_vec()
     }
 
     fn rule(key: &str, pattern: &str, subject: &str) -> CertificateRule {
@@ -148,15 +165,26 @@ mod tests {
 
     fn subject(rules: &[CertificateRule], der: &[u8]) -> Result<String, Reason> {
         let identity = identity(rules, der, now());
-        identity.map(|identity| identity.subject.to_string()).map_err(|refusal| refusal.reason)
+        identity
+            .map(|identity| identity.subject.to_string())
+            .map_err(|refusal| refusal.reason)
     }
 
     #[test]
     fn the_first_rule_that_fits_gives_the_subject() {
-        let der = certificate(Some("spiffe://example.com/ns/brain"), Some("W1.workers.example.com"), "brain one");
+        let der = certificate(
+            Some("spiffe://example.com/ns/brain"),
+            Some("W1.workers.example.com"),
+            "brain one",
+        );
         for (key, pattern, given, expected) in [
             ("san_uri", "spiffe://example.com/*", "{1}", Some("ns/brain")),
-            ("san_uri", "spiffe://example.com/*", "{0}", Some("spiffe://example.com/ns/brain")),
+            (
+                "san_uri",
+                "spiffe://example.com/*",
+                "{0}",
+                Some("spiffe://example.com/ns/brain"),
+            ),
             ("san_uri", "spiffe://example.com/ns/brain", "brain", Some("brain")),
             ("san_uri", "spiffe://example.org/*", "{1}", None),
             ("san_uri", "spiffe://example.com/ns/brain*", "{1}", None),
@@ -165,7 +193,11 @@ mod tests {
             ("san_dns", "spiffe://*", "{1}", None),
             ("common_name", "brain *", "{1}", Some("one")),
         ] {
-            let rules = [rule("san_uri", "nothing", "x"), rule(key, pattern, given), rule(key, pattern, "second")];
+            let rules = [
+                rule("san_uri", "nothing", "x"),
+                rule(key, pattern, given),
+                rule(key, pattern, "second"),
+            ];
             let expected = expected.map(str::to_owned).ok_or(Reason::Unauthenticated);
             assert_eq!(subject(&rules, &der), expected, "{key} {pattern}");
         }
@@ -174,9 +206,15 @@ mod tests {
     #[test]
     fn a_name_that_is_no_subject_is_refused() {
         let der = certificate(None, None, "two words");
-        assert_eq!(subject(&[rule("common_name", "*", "{0}")], &der), Err(Reason::Unauthenticated));
+        assert_eq!(
+            subject(&[rule("common_name", "*", "{0}")], &der),
+            Err(Reason::Unauthenticated)
+        );
         let braces = certificate(None, None, "{1}{0}");
-        assert_eq!(subject(&[rule("common_name", "*", "a{0}")], &braces), Ok("a{1}{0}".to_owned()));
+        assert_eq!(
+            subject(&[rule("common_name", "*", "a{0}")], &braces),
+            Ok("a{1}{0}".to_owned())
+        );
     }
 
     #[test]
@@ -185,7 +223,10 @@ mod tests {
         let identity = identity(&[rule("common_name", "*", "{0}")], &der, now()).unwrap();
         assert_eq!((&*identity.token_id, &*identity.issuer), ("8f01", "CN=brain"));
         let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!((identity.issued_at, identity.expires_at), (at(1_577_836_800), at(1_893_456_000)));
+        assert_eq!(
+            (identity.issued_at, identity.expires_at),
+            (at(1_577_836_800), at(1_893_456_000))
+        );
     }
 
     #[test]

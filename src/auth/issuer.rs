@@ -83,7 +83,11 @@ impl Issuer {
                 ..
             } => {
                 let read: fn(&[u8]) -> _ = |bytes| Key::secret(bytes).map(Keys::One);
-                Source::File(Local::open(File::new(path, Privacy::Secret, KEY_BYTES), read, algorithms)?)
+                Source::File(Local::open(
+                    File::new(path, Privacy::Secret, KEY_BYTES),
+                    read,
+                    algorithms,
+                )?)
             }
             IssuerSettings {
                 key_file: Some(path), ..
@@ -128,7 +132,11 @@ impl Issuer {
         let issuer = self.name();
         match local.reload() {
             Ok(()) => tracing::info!(issuer, "the issuer's keys were read again"),
-            Err(error) => tracing::warn!(issuer, error, "the issuer's keys cannot be read; those that are there serve on"),
+            Err(error) => tracing::warn!(
+                issuer,
+                error,
+                "the issuer's keys cannot be read; those that are there serve on"
+            ),
         }
     }
 
@@ -146,7 +154,9 @@ impl Issuer {
         };
         let key = keys.find(id, algorithm).ok_or_else(|| {
             let named = id.map_or("without a kid".to_owned(), |id| format!("with the kid {}", quoted(id)));
-            refused(format!("the issuer has no key for a token {named} and the algorithm {algorithm:?}"))
+            refused(format!(
+                "the issuer has no key for a token {named} and the algorithm {algorithm:?}"
+            ))
         })?;
         if !key.verify(token.signed, token.signature, algorithm) {
             return Err(refused("the token's signature is not right"));
@@ -156,7 +166,9 @@ impl Issuer {
 
     fn algorithm(&self, header: &Map<String, Value>) -> Result<Algorithm, Refusal> {
         if header.contains_key("crit") {
-            return Err(refused("the token's header has crit, and the gateway has none of what that demands"));
+            return Err(refused(
+                "the token's header has crit, and the gateway has none of what that demands",
+            ));
         }
         match header.get("typ") {
             None => {}
@@ -169,20 +181,31 @@ impl Issuer {
         let named = Token::text(header, "alg").ok_or_else(|| refused("the token's header has no alg"))?;
         let known = self.settings.algorithms.iter();
         let listed = known.copied().find(|algorithm| format!("{algorithm:?}") == named);
-        listed.ok_or_else(|| refused(format!("the token's alg is not one that the issuer may use: {}", quoted(named))))
+        listed.ok_or_else(|| {
+            refused(format!(
+                "the token's alg is not one that the issuer may use: {}",
+                quoted(named)
+            ))
+        })
     }
 
     fn identity(&self, claims: &Map<String, Value>, leeway: Duration, now: SystemTime) -> Result<Identity, Refusal> {
         self.check_audience(claims)?;
-        let expires_at = time(claims, "exp")?.ok_or_else(|| refused("the token has no exp: it would be valid for ever"))?;
+        let expires_at =
+            time(claims, "exp")?.ok_or_else(|| refused("the token has no exp: it would be valid for ever"))?;
         let expires_at = expires_at + leeway;
         if let Ok(since) = now.duration_since(expires_at) {
-            let text = format!("the token's time is over, since {} s; get a new one", (since + leeway).as_secs());
+            let text = format!(
+                "the token's time is over, since {} s; get a new one",
+                (since + leeway).as_secs()
+            );
             return Err(Refusal::new(Reason::TokenExpired, text));
         }
         for name in ["nbf", "iat"] {
             if time(claims, name)?.is_some_and(|from| from > now + leeway) {
-                return Err(refused(format!("the token is not valid yet: its {name} is in the future")));
+                return Err(refused(format!(
+                    "the token is not valid yet: its {name} is in the future"
+                )));
             }
         }
         let subject = match claims.get("sub") {
@@ -194,7 +217,11 @@ impl Issuer {
         let token_id = match claims.get("jti") {
             None => "",
             Some(Value::String(id)) if id.len() <= 256 && id.bytes().all(|byte| byte.is_ascii_graphic()) => id,
-            Some(_) => return Err(refused("the token's jti is not up to 256 characters of ASCII without spaces")),
+            Some(_) => {
+                return Err(refused(
+                    "the token's jti is not up to 256 characters of ASCII without spaces",
+                ));
+            }
         };
         Ok(Identity {
             token_id: token_id.into(),
@@ -207,7 +234,11 @@ impl Issuer {
     }
 
     fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), Refusal> {
-        let ours = |named: &Value| named.as_str().is_some_and(|named| self.settings.audience.iter().any(|one| one == named));
+        let ours = |named: &Value| {
+            named
+                .as_str()
+                .is_some_and(|named| self.settings.audience.iter().any(|one| one == named))
+        };
         let (is_ours, shown) = match claims.get("aud") {
             Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
                 (list.iter().any(ours), Value::Array(list.clone()).to_string())
@@ -224,10 +255,17 @@ impl Issuer {
 
     fn grants(&self, claims: &Map<String, Value>, subject: &str) -> Result<Grants, Refusal> {
         let name = &self.settings.claim;
-        let wrong = |wrong: String| refused(format!("the token's claim {name:?} cannot be understood: {}", short(&wrong)));
+        let wrong = |wrong: String| {
+            refused(format!(
+                "the token's claim {name:?} cannot be understood: {}",
+                short(&wrong)
+            ))
+        };
         let claimed: Vec<Grant> = match claims.get(name) {
             None => Vec::new(),
-            Some(list @ Value::Array(_)) => serde_json::from_value(list.clone()).map_err(|error| wrong(error.to_string()))?,
+            Some(list @ Value::Array(_)) => {
+                serde_json::from_value(list.clone()).map_err(|error| wrong(error.to_string()))?
+            }
             Some(one) => vec![serde_json::from_value(one.clone()).map_err(|error| wrong(error.to_string()))?],
         };
         let all = self.settings.grants.iter().cloned().chain(claimed).collect();

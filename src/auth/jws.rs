@@ -34,7 +34,8 @@ impl<'a> Token<'a> {
         }
         Ok(Self {
             header: object(header).map_err(|()| "its header is not a JSON object in base64url, with each name once")?,
-            claims: object(claims).map_err(|()| "its claims are not a JSON object in base64url, with each name once")?,
+            claims: object(claims)
+                .map_err(|()| "its claims are not a JSON object in base64url, with each name once")?,
             signed,
             signature,
         })
@@ -130,12 +131,18 @@ mod tests {
 
     #[test]
     fn three_parts_and_no_more() {
-        let (header, claims) = (encoded(r#"{"alg":"HS256"}"#), encoded(r#"{"sub":"a","n":[1,-2,0.5,null,true]}"#));
+        let (header, claims) = (
+            encoded(r#"{"alg":"HS256"}"#),
+            encoded(r#"{"sub":"a","n":[1,-2,0.5,null,true]}"#),
+        );
         let text = format!("{header}.{claims}.c2ln");
         let token = Token::parse(&text).unwrap();
         assert_eq!(Token::text(&token.header, "alg"), Some("HS256"));
         assert_eq!(Token::text(&token.claims, "sub"), Some("a"));
-        assert_eq!((token.signed, token.signature), (&*format!("{header}.{claims}"), "c2ln"));
+        assert_eq!(
+            (token.signed, token.signature),
+            (&*format!("{header}.{claims}"), "c2ln")
+        );
         for wrong in [
             String::new(),
             "..".to_owned(),

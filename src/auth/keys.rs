@@ -26,7 +26,10 @@ impl Key {
     pub fn secret(bytes: &[u8]) -> Result<Self, String> {
         let secret = trimmed(bytes);
         if secret.len() < SECRET_BYTES {
-            return Err(format!("a secret has at least {SECRET_BYTES} bytes, and this one has {}", secret.len()));
+            return Err(format!(
+                "a secret has at least {SECRET_BYTES} bytes, and this one has {}",
+                secret.len()
+            ));
         }
         Ok(Self {
             id: None,
@@ -39,13 +42,19 @@ impl Key {
     pub fn pem(bytes: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(bytes).map_err(|_| "is not PEM")?;
         if text.contains("PRIVATE KEY-----") {
-            return Err("holds a private key, which only the issuer may have: give the gateway the public one".to_owned());
+            return Err(
+                "holds a private key, which only the issuer may have: give the gateway the public one".to_owned(),
+            );
         }
         let is_key = text.contains("-----BEGIN PUBLIC KEY-----") || text.contains("-----BEGIN RSA PUBLIC KEY-----");
         if !is_key || text.matches("-----BEGIN ").count() != 1 {
             return Err("is not one public key in PEM (\"-----BEGIN PUBLIC KEY-----\")".to_owned());
         }
-        let read = [DecodingKey::from_rsa_pem, DecodingKey::from_ec_pem, DecodingKey::from_ed_pem];
+        let read = [
+            DecodingKey::from_rsa_pem,
+            DecodingKey::from_ec_pem,
+            DecodingKey::from_ed_pem,
+        ];
         let key = read.iter().find_map(|read| read(bytes).ok());
         Self::public(key.ok_or("holds no RSA, P-256, P-384 or Ed25519 key")?)
     }
@@ -131,9 +140,9 @@ impl Keys {
             Self::One(key) => return key.algorithms.contains(&algorithm).then_some(key),
             Self::Set(set) => set,
         };
-        let mut fitting = set.iter().filter(|key| {
-            key.algorithms.contains(&algorithm) && (id.is_none() || key.id.as_deref() == id)
-        });
+        let mut fitting = set
+            .iter()
+            .filter(|key| key.algorithms.contains(&algorithm) && (id.is_none() || key.id.as_deref() == id));
         let first = fitting.next();
         first.filter(|_| id.is_some() || fitting.next().is_none())
     }
@@ -191,7 +200,8 @@ fn jwk(member: Value) -> Result<Key, String> {
 mod tests {
     use super::*;
 
-    const EXAMPLE: &str = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+    const EXAMPLE: &str =
+        "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
     /// RFC 7515, appendix A.2.
     const RSA: &str = r#"{"kty":"RSA","n":"ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ","e":"AQAB"}"#;
     const RSA_SIGNATURE: &str = "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw";
@@ -216,7 +226,12 @@ mod tests {
         for (algorithm, header, claims, signature) in [
             (Algorithm::RS256, "eyJhbGciOiJSUzI1NiJ9", EXAMPLE, RSA_SIGNATURE),
             (Algorithm::ES256, "eyJhbGciOiJFUzI1NiJ9", EXAMPLE, EC_SIGNATURE),
-            (Algorithm::EdDSA, "eyJhbGciOiJFZERTQSJ9", "RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc", ED_SIGNATURE),
+            (
+                Algorithm::EdDSA,
+                "eyJhbGciOiJFZERTQSJ9",
+                "RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc",
+                ED_SIGNATURE,
+            ),
         ] {
             let key = all.find(None, algorithm).unwrap();
             let signed = format!("{header}.{claims}");
@@ -234,8 +249,16 @@ mod tests {
         let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(secret).unwrap();
         let signed = format!("eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.{EXAMPLE}");
         let signature = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
-        assert!(Key::secret(&secret).unwrap().verify(&signed, signature, Algorithm::HS256));
-        assert!(!Key::secret(&secret[1..]).unwrap().verify(&signed, signature, Algorithm::HS256));
+        assert!(
+            Key::secret(&secret)
+                .unwrap()
+                .verify(&signed, signature, Algorithm::HS256)
+        );
+        assert!(
+            !Key::secret(&secret[1..])
+                .unwrap()
+                .verify(&signed, signature, Algorithm::HS256)
+        );
     }
 
     #[test]
@@ -249,7 +272,11 @@ mod tests {
 
     #[test]
     fn a_key_is_found_by_its_name_and_algorithm() {
-        let keys = set(&[&with(RSA, r#""kid":"a""#), &with(EC, r#""kid":"a""#), &with(RSA, r#""kid":"b""#)]);
+        let keys = set(&[
+            &with(RSA, r#""kid":"a""#),
+            &with(EC, r#""kid":"a""#),
+            &with(RSA, r#""kid":"b""#),
+        ]);
         assert!(keys.find(Some("a"), Algorithm::PS256).is_some());
         assert!(keys.find(Some("a"), Algorithm::ES256).is_some());
         assert!(keys.find(Some("a"), Algorithm::ES384).is_none());
@@ -257,14 +284,25 @@ mod tests {
         assert!(keys.find(Some("c"), Algorithm::RS256).is_none());
         assert!(keys.find(None, Algorithm::ES256).is_some(), "only one fits");
         assert!(keys.find(None, Algorithm::RS256).is_none(), "two fit");
-        assert!(set(&[RSA]).find(Some("a"), Algorithm::RS256).is_none(), "the key has no name");
+        assert!(
+            set(&[RSA]).find(Some("a"), Algorithm::RS256).is_none(),
+            "the key has no name"
+        );
     }
 
     #[test]
     fn a_key_is_used_for_what_it_is_for() {
         let fits = |more: &str| set(&[&with(RSA, more)]).find(None, Algorithm::RS256).is_some();
-        assert!(fits(r#""use":"sig","key_ops":["verify"],"alg":"RS256","x5u":"http://127.0.0.1:9/","ext":true"#));
-        for not in [r#""use":"enc""#, r#""key_ops":["encrypt"]"#, r#""alg":"RS512""#, r#""alg":"RSA-OAEP""#, r#""alg":"HS256""#] {
+        assert!(fits(
+            r#""use":"sig","key_ops":["verify"],"alg":"RS256","x5u":"http://127.0.0.1:9/","ext":true"#
+        ));
+        for not in [
+            r#""use":"enc""#,
+            r#""key_ops":["encrypt"]"#,
+            r#""alg":"RS512""#,
+            r#""alg":"RSA-OAEP""#,
+            r#""alg":"HS256""#,
+        ] {
             assert!(!fits(not), "{not}");
         }
     }
@@ -293,7 +331,11 @@ mod tests {
         let pair = rcgen::KeyPair::generate().unwrap();
         let public = pair.public_key_pem();
         assert_eq!(Key::pem(public.as_bytes()).unwrap().algorithms, [Algorithm::ES256]);
-        assert!(Key::pem(pair.serialize_pem().as_bytes()).unwrap_err().contains("private key"));
+        assert!(
+            Key::pem(pair.serialize_pem().as_bytes())
+                .unwrap_err()
+                .contains("private key")
+        );
         assert!(Key::pem(public.repeat(2).as_bytes()).is_err());
         assert!(Key::pem(b"").is_err());
     }

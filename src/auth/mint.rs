@@ -42,7 +42,10 @@ impl Signer {
         let algorithm = algorithm.unwrap_or(Algorithm::HS256);
         let secret = trimmed(bytes);
         if secret.len() < SECRET_BYTES {
-            return Err(format!("a secret has at least {SECRET_BYTES} bytes, and this one has {}", secret.len()));
+            return Err(format!(
+                "a secret has at least {SECRET_BYTES} bytes, and this one has {}",
+                secret.len()
+            ));
         }
         if algorithm.family() != AlgorithmFamily::Hmac {
             return Err(format!("{algorithm:?} takes a private key (--key-file), not a secret"));
@@ -61,13 +64,18 @@ impl Signer {
             (EncodingKey::from_ec_pem, &[Algorithm::ES256, Algorithm::ES384]),
             (EncodingKey::from_ed_pem, &[Algorithm::EdDSA]),
         ];
-        let found = read.into_iter().find_map(|(read, usual)| Some((read(bytes).ok()?, usual)));
+        let found = read
+            .into_iter()
+            .find_map(|(read, usual)| Some((read(bytes).ok()?, usual)));
         let (key, usual) =
             found.ok_or("holds no private key in PEM that can be used (\"-----BEGIN PRIVATE KEY-----\": RSA, P-256, P-384, Ed25519)")?;
         let tried: Vec<Algorithm> = algorithm.map_or_else(|| usual.to_vec(), |algorithm| vec![algorithm]);
         // Whether a key is of an algorithm's curve shows when it signs.
         let fits = |algorithm: &Algorithm| jsonwebtoken::crypto::sign(b"", &key, *algorithm).is_ok();
-        let algorithm = tried.into_iter().find(fits).ok_or("the key is not one for that algorithm")?;
+        let algorithm = tried
+            .into_iter()
+            .find(fits)
+            .ok_or("the key is not one for that algorithm")?;
         Ok(Self {
             key,
             algorithm,
@@ -85,7 +93,10 @@ impl Signer {
     pub fn token(&self, claims: &Claims, now: SystemTime) -> Result<String, String> {
         check_subject(&claims.subject).map_err(|wrong| format!("the subject {wrong}"))?;
         Grants::new(claims.grants.clone(), &claims.subject)?;
-        let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let seconds = |at: SystemTime| {
+            at.duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs())
+        };
         let mut members = Map::new();
         members.insert("iss".to_owned(), json!(claims.issuer));
         members.insert("sub".to_owned(), json!(claims.subject));
@@ -158,7 +169,8 @@ pub fn api_key(wishes: KeyWishes, now: SystemTime) -> Result<(String, String), S
 
 /// Whether a file of API keys has one by that id.
 pub fn has_api_key(file: &str, id: &str) -> Result<bool, String> {
-    let entries: Entries = toml::from_str(file).map_err(|error| format!("is not a file of API keys: {}", error.message()))?;
+    let entries: Entries =
+        toml::from_str(file).map_err(|error| format!("is not a file of API keys: {}", error.message()))?;
     Ok(entries.key.iter().any(|entry| entry.id == id))
 }
 

@@ -57,8 +57,14 @@ pub fn web(ca: Option<&Path>) -> Result<Web, String> {
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-    Ok(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector))
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .build();
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(connector))
 }
 
 /// How often, and how long.
@@ -138,7 +144,10 @@ impl Remote {
     pub async fn refresh(&self) {
         let is_due = {
             let state = self.lock();
-            let is_old = state.keys.as_ref().is_none_or(|(_, at)| at.elapsed() >= self.pace.refresh);
+            let is_old = state
+                .keys
+                .as_ref()
+                .is_none_or(|(_, at)| at.elapsed() >= self.pace.refresh);
             is_old || state.flight.is_some()
         };
         if is_due && let Some(flight) = self.flight() {
@@ -164,7 +173,10 @@ impl Remote {
         };
         landed.ok_or_else(|| {
             let since = self.lock().tried.map_or(Duration::ZERO, |tried| tried.elapsed());
-            let text = format!("the keys of the issuer {:?} cannot be had now; try again later", self.issuer);
+            let text = format!(
+                "the keys of the issuer {:?} cannot be had now; try again later",
+                self.issuer
+            );
             let after = self.pace.again.saturating_sub(since).max(Duration::from_secs(1));
             let mut refusal = Refusal::new(Reason::AuthUnavailable, text).with("issuer", self.issuer.clone());
             refusal.retry_after = Some(after);
@@ -180,7 +192,11 @@ impl Remote {
                 return None;
             }
             state.tried = Some(Instant::now());
-            state.flight = Some(fetch(self.web.clone(), self.url.clone(), self.pace.timeout).boxed().shared());
+            state.flight = Some(
+                fetch(self.web.clone(), self.url.clone(), self.pace.timeout)
+                    .boxed()
+                    .shared(),
+            );
         }
         state.flight.clone()
     }
@@ -232,7 +248,10 @@ async fn get(web: Web, url: Uri) -> Result<Keys, String> {
         .map_err(|error| error.to_string())?;
     let response = web.request(request).await.map_err(|error| causes(&error))?;
     if response.status() != StatusCode::OK {
-        return Err(format!("the answer is {}; redirects are not followed", response.status()));
+        return Err(format!(
+            "the answer is {}; redirects are not followed",
+            response.status()
+        ));
     }
     let limit = usize::try_from(SET_BYTES).unwrap_or(usize::MAX);
     let body = Limited::new(response.into_body(), limit).collect().await;
@@ -272,7 +291,10 @@ mod tests {
     }
 
     async fn has(remote: &Remote, id: &str) -> Result<bool, Reason> {
-        let keys = remote.keys(Some(id), Algorithm::EdDSA).await.map_err(|refusal| refusal.reason)?;
+        let keys = remote
+            .keys(Some(id), Algorithm::EdDSA)
+            .await
+            .map_err(|refusal| refusal.reason)?;
         Ok(keys.find(Some(id), Algorithm::EdDSA).is_some())
     }
 
@@ -370,7 +392,9 @@ mod tests {
             ..EAGER
         };
         assert_eq!(has(&remote(&publisher, brief), "a").await, Err(Reason::AuthUnavailable));
-        let Answer::Set(set) = set_of(&["a"]) else { unreachable!() };
+        let Answer::Set(set) = set_of(&["a"]) else {
+            unreachable!()
+        };
         let padded = |bytes: usize| Answer::Set(format!("{set}{}", " ".repeat(bytes - set.len())));
         let limit = usize::try_from(SET_BYTES).unwrap();
         for (answer, is_taken) in [

@@ -165,7 +165,10 @@ impl Revocations {
         let wrong = self.reload(now);
         if !wrong.is_empty() {
             let errors = wrong.join("; ");
-            tracing::warn!(errors, "not all of the revocations can be read; those that were known stay");
+            tracing::warn!(
+                errors,
+                "not all of the revocations can be read; those that were known stay"
+            );
         }
         *self.lock() != before
     }
@@ -178,7 +181,9 @@ impl Revocations {
         }
         let any = |kind, name: &str| {
             let issuers = [None, Some(identity.issuer.to_string())];
-            let mut found = issuers.into_iter().filter_map(|issuer| known.get(&(kind, name.to_owned(), issuer)));
+            let mut found = issuers
+                .into_iter()
+                .filter_map(|issuer| known.get(&(kind, name.to_owned(), issuer)));
             found.any(|revocation| !revocation.is_over(now) && revocation.covers(identity))
         };
         if !identity.token_id.is_empty() && any(Kind::Token, &identity.token_id) {
@@ -269,13 +274,17 @@ fn make_room(known: &mut HashMap<Key, Revocation>, limit: usize, now: SystemTime
 }
 
 fn full(limit: usize) -> Refusal {
-    let text = format!("{limit} revocations are remembered, and none of them is over; have credentials that expire sooner");
+    let text =
+        format!("{limit} revocations are remembered, and none of them is over; have credentials that expire sooner");
     Refusal::new(Reason::TooManyRevocations, text).with("limit", limit.to_string())
 }
 
 fn unwritten(file: &File, error: &std::io::Error) -> Refusal {
     tracing::error!(path = %file.path().display(), %error, "a revocation cannot be written, and was not made");
-    Refusal::new(Reason::AuthUnavailable, "the file of revocations cannot be written; nothing was taken back")
+    Refusal::new(
+        Reason::AuthUnavailable,
+        "the file of revocations cannot be written; nothing was taken back",
+    )
 }
 
 /// A line of the file.
@@ -334,7 +343,9 @@ fn written(at: SystemTime) -> String {
 }
 
 fn moment(text: &str) -> Result<SystemTime, String> {
-    let at = Timestamp::from_str(text).ok().and_then(|at| SystemTime::try_from(at).ok());
+    let at = Timestamp::from_str(text)
+        .ok()
+        .and_then(|at| SystemTime::try_from(at).ok());
     at.ok_or_else(|| format!("has {text:?}, which is not a time such as 2030-01-31T12:00:00Z"))
 }
 
@@ -375,7 +386,13 @@ fn append(path: &Path, revocation: &Revocation) -> std::io::Result<()> {
     file.write_all(line.as_bytes())?;
     file.sync_all()?;
     let folder = path.parent().filter(|_| is_new);
-    match folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder }) {
+    match folder.map(|folder| {
+        if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        }
+    }) {
         Some(folder) => fs::File::open(folder)?.sync_all(),
         None => Ok(()),
     }
@@ -467,7 +484,10 @@ mod tests {
         revocations.revoke(until("a", 10), at(0)).unwrap();
         revocations.revoke(until("b", 20), at(0)).unwrap();
         let refusal = revocations.revoke(until("c", 30), at(9)).unwrap_err();
-        assert_eq!((refusal.reason, &*refusal.details[0].1), (Reason::TooManyRevocations, "2"));
+        assert_eq!(
+            (refusal.reason, &*refusal.details[0].1),
+            (Reason::TooManyRevocations, "2")
+        );
         revocations.revoke(until("b", 40), at(9)).unwrap();
         revocations.revoke(until("c", 30), at(10)).unwrap();
         assert!(revocations.check(&identity("x", "b", None), at(39)).is_err());
@@ -505,10 +525,16 @@ mod tests {
         let path = folder.write("revoked.jsonl", "{\"token_id\":\"t\"}\n{\"token_i");
         let revocations = Revocations::open(Some(&path), at(0)).unwrap();
         revocations.revoke(Revocation::of_token("u"), at(0)).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"token_id\":\"t\"}\n{\"token_id\":\"u\"}\n");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"token_id\":\"t\"}\n{\"token_id\":\"u\"}\n"
+        );
         folder.write("revoked.jsonl", "{\"token_id\":\"t\"}");
         revocations.revoke(Revocation::of_token("v"), at(0)).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"token_id\":\"t\"}\n{\"token_id\":\"v\"}\n");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"token_id\":\"t\"}\n{\"token_id\":\"v\"}\n"
+        );
     }
 
     #[test]
@@ -521,7 +547,10 @@ mod tests {
             revocations.look(at(0));
             assert!(!is_good(&revocations, &identity("b", "t", None)));
         }
-        assert!(!is_good(&revocations, &identity("b", "u", None)), "what can be read counts");
+        assert!(
+            !is_good(&revocations, &identity("b", "u", None)),
+            "what can be read counts"
+        );
         fs::remove_file(&path).unwrap();
         revocations.look(at(0));
         assert!(!is_good(&revocations, &identity("b", "t", None)));

@@ -66,7 +66,10 @@ impl Settings {
             let wrong = rule.problems().into_iter();
             problems.extend(wrong.map(|wrong| ("auth.certificates", format!("rule {at}: {wrong}"))));
         }
-        for (key, count) in [("auth.issuers", self.issuers.len()), ("auth.certificates", self.certificates.len())] {
+        for (key, count) in [
+            ("auth.issuers", self.issuers.len()),
+            ("auth.certificates", self.certificates.len()),
+        ] {
             if count > RULES {
                 problems.push((key, format!("there are {count}; at most {RULES} may be")));
             }
@@ -134,7 +137,9 @@ impl IssuerSettings {
         let wrong = [
             self.issuer.is_empty().then(|| "the issuer has no name".to_owned()),
             (self.issuer == API_KEYS).then(|| "that name is taken".to_owned()),
-            self.audience.is_empty().then(|| "audience is empty: tokens for somebody else would be taken".to_owned()),
+            self.audience
+                .is_empty()
+                .then(|| "audience is empty: tokens for somebody else would be taken".to_owned()),
             self.algorithms.is_empty().then(|| "algorithms is empty".to_owned()),
             (sources.iter().filter(|given| **given).count() != 1)
                 .then(|| "exactly one of secret_file, key_file, jwks_file and jwks_url is needed".to_owned()),
@@ -202,7 +207,10 @@ fn whole_name() -> String {
 impl CertificateRule {
     /// Where it looks, and for what.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
-        [&self.san_uri, &self.san_dns, &self.common_name].into_iter().flatten().map(String::as_str)
+        [&self.san_uri, &self.san_dns, &self.common_name]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
     }
 
     fn problems(&self) -> Vec<String> {

@@ -140,8 +140,14 @@ impl Inspect {
         let opened = Authenticator::open(&config.auth).await;
         let authenticator = opened.map_err(|error| Failure::new(Failure::USAGE, error))?;
         match authenticator.authenticate(&Secret::new(token), now()).await {
-            Ok(identity) => output::foreign(&format!("signature  checked: the gateway takes it, as {}\n", identity.subject)),
-            Err(refusal) => Err(Failure::new(Failure::REFUSED, format!("the gateway does not take it: {refusal}"))),
+            Ok(identity) => output::foreign(&format!(
+                "signature  checked: the gateway takes it, as {}\n",
+                identity.subject
+            )),
+            Err(refusal) => Err(Failure::new(
+                Failure::REFUSED,
+                format!("the gateway does not take it: {refusal}"),
+            )),
         }
     }
 }
@@ -198,8 +204,11 @@ fn append(path: &Path, id: &str, entry: &str) -> Result<(), Failure> {
         false => "\n\n",
     };
     let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(format!("{gap}{entry}").as_bytes()).and_then(|()| file.sync_all()))
-        .map_err(|error| unusable(path, &error.to_string()))
+    file.and_then(|mut file| {
+        file.write_all(format!("{gap}{entry}").as_bytes())
+            .and_then(|()| file.sync_all())
+    })
+    .map_err(|error| unusable(path, &error.to_string()))
 }
 
 /// `twinspan token secret`.
@@ -213,7 +222,11 @@ struct NewSecret {
 impl NewSecret {
     fn run(self) -> Result<(), Failure> {
         // Never over another one: tokens that it signed would be good for nothing.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.path);
         file.and_then(|mut file| file.write_all(mint::secret().as_bytes()).and_then(|()| file.sync_all()))
             .map_err(|error| unusable(&self.path, &error.to_string()))
     }
@@ -249,7 +262,10 @@ fn from_stdin() -> Result<String, Failure> {
 /// Until when it is good, in words.
 fn lifetime(claims: &Map<String, Value>, now: SystemTime) -> String {
     let moment = |name: &str| {
-        let seconds = claims.get(name).and_then(Value::as_f64).filter(|seconds| (0.0..1e12).contains(seconds));
+        let seconds = claims
+            .get(name)
+            .and_then(Value::as_f64)
+            .filter(|seconds| (0.0..1e12).contains(seconds));
         seconds.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds.trunc()))
     };
     let shown = |at: SystemTime| Timestamp::from(at);
@@ -271,7 +287,11 @@ fn lifetime(claims: &Map<String, Value>, now: SystemTime) -> String {
 /// What it may do, in words: by its claim, and by what the settings give to all tokens of its issuer.
 fn may(claims: &Map<String, Value>, config: &Config) -> String {
     let named = claims.get("iss").and_then(Value::as_str);
-    let issuer = config.auth.issuers.iter().find(|issuer| Some(issuer.issuer.as_str()) == named);
+    let issuer = config
+        .auth
+        .issuers
+        .iter()
+        .find(|issuer| Some(issuer.issuer.as_str()) == named);
     let claim = issuer.map_or("twinspan", |issuer| issuer.claim.as_str());
     let claimed = match claims.get(claim).cloned() {
         None => Ok(Vec::new()),
@@ -283,7 +303,11 @@ fn may(claims: &Map<String, Value>, config: &Config) -> String {
         Err(error) => return format!("may        nothing: its claim {claim:?} cannot be understood: {error}\n"),
     };
     let given = issuer.map(|issuer| issuer.grants.clone()).unwrap_or_default();
-    let lines: String = given.iter().chain(&claimed).map(|grant| format!("may        {}\n", words(grant))).collect();
+    let lines: String = given
+        .iter()
+        .chain(&claimed)
+        .map(|grant| format!("may        {}\n", words(grant)))
+        .collect();
     match lines.is_empty() {
         true => format!("may        nothing: it has no claim {claim:?}\n"),
         false => lines,
@@ -331,19 +355,28 @@ mod tests {
         let grant = json!({"sessions": ["room-*"], "can": ["read", "cancel_own"], "roles": ["judge"]});
         let words = "may        read, cancel_own in room-*; join as judge\n";
         assert_eq!(said(json!({ "twinspan": grant })), words);
-        assert_eq!(said(json!({ "twinspan": [grant, {"sessions": ["*"], "serve": ["brain"]}] })), {
-            format!("{words}may        do nothing in *; serve brain\n")
-        });
+        assert_eq!(
+            said(json!({ "twinspan": [grant, {"sessions": ["*"], "serve": ["brain"]}] })),
+            { format!("{words}may        do nothing in *; serve brain\n") }
+        );
         assert!(said(json!({})).contains("nothing: it has no claim"));
-        assert!(said(json!({"twinspan": {"cna": []}})).contains("nothing: its claim \"twinspan\" cannot be understood"));
+        assert!(
+            said(json!({"twinspan": {"cna": []}})).contains("nothing: its claim \"twinspan\" cannot be understood")
+        );
     }
 
     #[test]
     fn how_long_a_token_is_good_in_words() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let said = |value| lifetime(&claims(value), now);
-        assert_eq!(said(json!({"exp": 1_700_000_060})), "expires in 60s, at 2023-11-14T22:14:20Z");
-        assert_eq!(said(json!({"exp": 1_699_999_999})), "EXPIRED since 1s, at 2023-11-14T22:13:19Z");
+        assert_eq!(
+            said(json!({"exp": 1_700_000_060})),
+            "expires in 60s, at 2023-11-14T22:14:20Z"
+        );
+        assert_eq!(
+            said(json!({"exp": 1_699_999_999})),
+            "EXPIRED since 1s, at 2023-11-14T22:13:19Z"
+        );
         assert!(said(json!({"exp": 1_700_000_060, "nbf": 1_700_000_030})).starts_with("not good before 2023-"));
         assert!(said(json!({"exp": -1})).starts_with("has no end"));
         assert!(said(json!({"exp": 1e300})).starts_with("has no end"));

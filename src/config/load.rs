@@ -228,7 +228,11 @@ impl Loading {
         } else {
             self.bad.insert(setting.key);
             // Somebody may have put a secret where the path of one belongs.
-            let shown = if setting.section() == "auth" { "…".to_owned() } else { raw.shown() };
+            let shown = if setting.section() == "auth" {
+                "…".to_owned()
+            } else {
+                raw.shown()
+            };
             self.problem(key, source, Some(shown), setting.expected);
         }
     }
