@@ -12,11 +12,13 @@ mod endings;
 mod faults;
 mod folding;
 mod harness;
+mod minting;
 mod protojson;
 mod requests;
 mod sessions;
 mod store;
 mod storm;
+mod tokens;
 mod upkeep;
 
 /// Runs each scenario over all pairs of faces.
