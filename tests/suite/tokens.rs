@@ -603,7 +603,7 @@ async fn publish(listener: TcpListener, set: Arc<Mutex<String>>) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = [0; 4096];
-        stream.read(&mut request).await.unwrap();
+        assert!(stream.read(&mut request).await.unwrap() > 0);
         let set = set.lock().unwrap().clone();
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{set}", set.len());
         stream.write_all(answer.as_bytes()).await.unwrap();
