@@ -11,12 +11,14 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto};
-use rcgen::{KeyPair, RsaKeySize};
+use rcgen::{CertificateParams, KeyPair, RsaKeySize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use twinspan::auth::{Authenticator, Identity, IssuerSettings, Permission, Revocation, Secret, Settings};
+use twinspan::auth::{
+    Authenticator, CertificateRule, Identity, IssuerSettings, Permission, Revocation, Secret, Settings,
+};
 use twinspan::error::{Reason, Refusal};
 
 const US: &str = "https://issuer.example";
@@ -662,6 +664,35 @@ async fn a_revocation_that_somebody_else_writes_is_seen() {
     changed.changed().await.unwrap();
     assert!(authenticator.check_again(&alice, at(NOW)).is_err());
     watching.abort();
+}
+
+#[tokio::test]
+async fn a_certificate_is_somebody_by_its_rule_until_it_is_taken_back() {
+    let pair = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["w1.workers.example.com".to_owned()]).unwrap();
+    params.serial_number = Some(vec![0x0a, 0xbc].into());
+    params.not_after = rcgen::date_time_ymd(2100, 1, 1);
+    let certificate = params.self_signed(&pair).unwrap();
+    let rule = json!({
+        "san_dns": "*.workers.example.com", "subject": "worker:{1}", "grants": [{ "sessions": ["*"], "serve": ["brain"] }],
+    });
+    let settings = Settings {
+        certificates: vec![serde_json::from_value::<CertificateRule>(rule).unwrap()],
+        ..Settings::default()
+    };
+    let authenticator = Authenticator::open(&settings).await.unwrap();
+    assert!(authenticator.is_required());
+    let identity = authenticator.certificate(certificate.der(), at(NOW)).unwrap().unwrap();
+    assert_eq!((&*identity.subject, &*identity.token_id), ("worker:w1", "0abc"));
+    assert!(identity.grants.served("brain").is_some());
+    authenticator.revoke(Revocation::of_token("0abc")).unwrap();
+    let refusal = authenticator
+        .certificate(certificate.der(), at(NOW))
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(refusal.reason, Reason::TokenRevoked);
+    assert!(authenticator.check_again(&identity, at(NOW)).is_err());
+    refused(&authenticator, "tsk_a_b", "takes no API keys").await;
 }
 
 #[tokio::test]
