@@ -21,11 +21,12 @@ mod workers;
 
 use std::fmt;
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::{self, Client, Origin};
+use crate::client::{self, Client, Origin, Tls};
 use crate::{config, server, telemetry};
 
 const EXIT_CODES: &str = "\
@@ -76,12 +77,35 @@ struct Gateway {
     /// Where the gateway is
     #[arg(long, default_value = "http://127.0.0.1:7080")]
     url: String,
+    /// The roots that the gateway's certificate may come from, in PEM, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// A certificate to show to the gateway, in PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The key of the certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
 }
 
 impl Gateway {
     async fn connect(&self) -> Result<Client, Failure> {
-        Ok(Client::connect(&self.url).await?)
+        Ok(Client::connect_with(&self.url, &self.tls()?).await?)
     }
+
+    fn tls(&self) -> Result<Tls, Failure> {
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+            _ => None,
+        };
+        let roots = self.ca.as_deref().map(read).transpose()?;
+        Ok(Tls { roots, identity })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path)
+        .map_err(|error| Failure::new(Failure::USAGE, format!("{} cannot be read: {error}", path.display())))
 }
 
 /// Why a command did not do what it was asked.

@@ -23,6 +23,7 @@ mod backoff;
 mod connection;
 mod error;
 mod follow;
+mod tls;
 
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub use backoff::Backoff;
 pub use connection::{Connection, Sender};
 pub use error::{Error, Origin};
 pub use follow::{Follow, Followed, Start};
+pub use tls::Tls;
 
 use crate::frame::pb::admin_client::AdminClient;
 use crate::frame::pb::sessions_client::SessionsClient;
@@ -50,9 +52,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a gateway, such as `http://127.0.0.1:7080`; without a scheme, `http` is meant.
+    /// Connects to a gateway, such as `http://127.0.0.1:7080` or `https://gateway.example.com`; without a scheme, `http` is meant.
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        let (endpoint, url) = endpoint(url)?;
+        Self::connect_with(url, &Tls::default()).await
+    }
+
+    /// The same, with certificates.
+    pub async fn connect_with(url: &str, tls: &Tls) -> Result<Self, Error> {
+        let (endpoint, url) = endpoint(url, tls)?;
         match endpoint.connect().await {
             Ok(channel) => Ok(Self { channel, url }),
             Err(error) => Err(Error::unreachable(&url, &error)),
@@ -61,7 +68,7 @@ impl Client {
 
     /// The same, but it connects when it is first used.
     pub fn connect_lazy(url: &str) -> Result<Self, Error> {
-        let (endpoint, url) = endpoint(url)?;
+        let (endpoint, url) = endpoint(url, &Tls::default())?;
         Ok(Self {
             channel: endpoint.connect_lazy(),
             url,
@@ -94,15 +101,15 @@ impl Client {
     }
 }
 
-fn endpoint(url: &str) -> Result<(Endpoint, String), Error> {
+fn endpoint(url: &str, tls: &Tls) -> Result<(Endpoint, String), Error> {
     let url = if url.contains("://") {
         url.to_owned()
     } else {
         format!("http://{url}")
     };
-    if !url.starts_with("http://") {
+    if !url.starts_with("http://") && !url.starts_with("https://") {
         return Err(Error::usage(format!(
-            "{url}: the address of a gateway begins with http://"
+            "{url}: the address of a gateway begins with http:// or https://"
         )));
     }
     let endpoint = Endpoint::from_shared(url.clone())
@@ -113,7 +120,7 @@ fn endpoint(url: &str) -> Result<(Endpoint, String), Error> {
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    Ok((endpoint, url))
+    Ok((tls.apply(endpoint)?, url))
 }
 
 /// A name that nobody else has: `prefix`, a dash, sixteen hexadecimal digits.

@@ -15,14 +15,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::auth;
+use crate::edge::{Forwarding, Pattern, Proxies};
 use crate::limits::Limits;
 use crate::log::Retention;
 
 use kind::{
-    Address, Bytes, Certificates, Count, Described, File, Files, Filter, Format, Issuers, Kind, Raw, Roles, Routes,
-    Span, Switch,
+    Address, Asked, Bytes, Certificates, Count, Described, File, Files, Filter, Format, Header, Issuers, Kind,
+    Networks, OtherAddress, Pages, Raw, Roles, Routes, Span, Switch, Version,
 };
-pub use kind::{LogFormat, parse_duration};
+pub use kind::{ClientCertificates, LogFormat, TlsVersion, parse_duration};
 pub use load::{Errors, Flag, Inputs, Loaded, Problem, Source};
 
 /// The settings in force.
@@ -34,6 +35,16 @@ pub struct Config {
     pub allow_public_without_auth: bool,
     /// How peers prove who they are.
     pub auth: auth::Settings,
+    /// Where the gateway listens for plaintext, beside TLS.
+    pub plaintext_listen: Option<SocketAddr>,
+    /// Whether plaintext may be spoken on an address that other machines reach.
+    pub allow_public_without_tls: bool,
+    /// What `listen` shows, and asks for.
+    pub tls: Tls,
+    /// Who stands in front of the gateway.
+    pub proxies: Proxies,
+    /// Whose pages may use the gateway, beside its own.
+    pub origins: Vec<Pattern>,
     /// The form of the process's own log.
     pub log_format: LogFormat,
     /// What the process's own log holds.
@@ -54,12 +65,32 @@ pub struct Config {
     pub limits: Limits,
 }
 
+/// What concerns TLS. Without a certificate, `listen` speaks plaintext.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// The file with the certificate and those between it and its root.
+    pub certificate: Option<PathBuf>,
+    /// The file with its key.
+    pub key: Option<PathBuf>,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+    /// The file with the roots of clients' certificates.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients are asked for certificates.
+    pub client_certificates: ClientCertificates,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7080)),
             allow_public_without_auth: false,
             auth: auth::Settings::default(),
+            plaintext_listen: None,
+            allow_public_without_tls: false,
+            tls: Tls::default(),
+            proxies: Proxies::default(),
+            origins: Vec::new(),
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             drain_grace: Duration::from_secs(10),
@@ -141,7 +172,13 @@ settings! {
     "listen" ["listen"] Address listen,
         "The address and port for everything: gRPC, WebSocket and HTTP. Port 0 has the system choose one.";
     "allow_public_without_auth" ["allow-public-without-auth"] Switch allow_public_without_auth,
-        "Allow `listen` to be an address that other machines can reach, though the gateway does not authenticate its peers: whoever reaches the port can then read and write every session.";
+        "Allow `listen` to be an address that other machines can reach, though the gateway does not authenticate its peers (no setting of `auth` says whose credentials to take): whoever reaches the port can then read and write every session.";
+    "plaintext_listen" OtherAddress plaintext_listen,
+        "A second address, for plaintext beside TLS, such as a loopback address for programs on the same machine. Without a certificate, `listen` speaks plaintext already.";
+    "allow_public_without_tls" ["allow-public-without-tls"] Switch allow_public_without_tls,
+        "Allow plaintext on an address that other machines can reach. Whoever is on the way then reads and changes what is said, unless something in front of the gateway speaks TLS.";
+    "origins" Pages origins,
+        "Whose pages may use the gateway from a browser: origins such as `https://app.example.com` or `http://localhost:*` (any port), `null` (files and sandboxed frames), `*` (any page). Pages of the gateway's own address always may; where it goes by a name, the name counts only if it is listed, as long as the gateway authenticates nobody (DNS rebinding). Others are refused with ORIGIN_DENIED, on WebSocket, gRPC-Web and HTTP alike.";
     "descriptors" Files descriptors,
         "Files with compiled FileDescriptorSets (`protoc --include_imports --descriptor_set_out`, `buf build -o`). With them, typed messages are transcoded between JSON and protobuf.";
     "routes" Routes routes,
@@ -168,6 +205,22 @@ settings! {
         "The form of the gateway's own log on stderr: `text` for people, `json` for machines.";
     "log.filter" Filter log_filter,
         "What the gateway's own log holds: a level (`error`, `warn`, `info`, `debug`, `trace`), or directives such as `info,twinspan::session=debug`. Payloads are never logged.";
+    "tls.certificate" File tls.certificate,
+        "The file with the gateway's certificate in PEM, followed by those between it and its root. With it `listen` speaks TLS, for gRPC, WebSocket and HTTP alike. The files named here are looked at every 2 seconds, and taken when they have changed; one that cannot be used leaves the old one in force.";
+    "tls.key" File tls.key,
+        "The file with the key of the certificate, in PEM.";
+    "tls.min_version" Version tls.min_version,
+        "The oldest version of TLS that is spoken: `1.2` or `1.3`.";
+    "tls.client_ca" File tls.client_ca,
+        "The file with the roots, in PEM, that clients' certificates must come from.";
+    "tls.client_certificates" Asked tls.client_certificates,
+        "Whether clients show certificates: `off` asks for none, `optional` verifies one that is shown, `required` refuses connections without one.";
+    "proxy.trusted" Networks proxies.trusted,
+        "Addresses and networks of proxies that are believed: `[\"10.0.0.0/8\", \"192.0.2.7\"]`.";
+    "proxy.protocol" Switch proxies.protocol,
+        "Connections from `proxy.trusted` begin with a PROXY header, version 1 or 2, before TLS. One without is closed; from anybody else the header is garbage.";
+    "proxy.headers" Header proxies.headers,
+        "The header in which `proxy.trusted` names its client: `off`, `x-forwarded-for` or `forwarded` (RFC 7239). It is read from the right, past trusted proxies; from anybody else it says nothing.";
     "drain.grace" Span drain_grace,
         "How long open requests may go on once the gateway is asked to stop. What is still open then ends with SHUTDOWN.";
     "retention.frames" Count retention.frames,
@@ -251,10 +304,12 @@ struct Relation {
 const RELATIONS: &[Relation] = &[
     Relation {
         keys: &["listen", "allow_public_without_auth"],
-        expected: "a loopback address, such as 127.0.0.1:7080: this gateway does not authenticate its peers, so whoever \
-                   reaches the port could read and write every session. If something else keeps strangers out, say so with \
-                   --allow-public-without-auth",
-        holds: |config| config.listen.ip().is_loopback() || config.allow_public_without_auth,
+        expected: "a loopback address, such as 127.0.0.1:7080: the gateway does not authenticate its peers (no setting of \
+                   `auth` says whose credentials to take), so whoever reaches the port could read and write every session. If \
+                   something else keeps strangers out, say so with --allow-public-without-auth",
+        holds: |config| {
+            config.listen.ip().is_loopback() || config.auth.is_required() || config.allow_public_without_auth
+        },
     },
     Relation {
         keys: &["auth.leeway"],
@@ -265,6 +320,53 @@ const RELATIONS: &[Relation] = &[
         keys: &["auth.jwks_refresh"],
         expected: "at least 10s and at most 1d",
         holds: |config| (10..=24 * 60 * 60).contains(&config.auth.jwks_refresh.as_secs()),
+    },
+    Relation {
+        keys: &["listen", "tls.certificate", "allow_public_without_tls"],
+        expected: "a loopback address, or a certificate: on the way to other machines, plaintext can be read and changed. If \
+                   something in front of the gateway speaks TLS, say so with --allow-public-without-tls",
+        holds: |config| {
+            config.listen.ip().is_loopback() || config.tls.certificate.is_some() || config.allow_public_without_tls
+        },
+    },
+    Relation {
+        keys: &["plaintext_listen", "allow_public_without_tls"],
+        expected: "a loopback address: on the way to other machines, plaintext can be read and changed. If something in front \
+                   of the gateway speaks TLS, say so with --allow-public-without-tls",
+        holds: |config| plaintext_is_loopback(config) || config.allow_public_without_tls,
+    },
+    Relation {
+        keys: &["plaintext_listen", "allow_public_without_auth"],
+        expected: "a loopback address, as of listen, or --allow-public-without-auth",
+        holds: |config| plaintext_is_loopback(config) || config.auth.is_required() || config.allow_public_without_auth,
+    },
+    Relation {
+        keys: &["plaintext_listen", "tls.certificate"],
+        expected: "nothing without a certificate: listen speaks plaintext then",
+        holds: |config| config.plaintext_listen.is_none() || config.tls.certificate.is_some(),
+    },
+    Relation {
+        keys: &["tls.certificate", "tls.key"],
+        expected: "to be given together with tls.key, or neither",
+        holds: |config| config.tls.certificate.is_some() == config.tls.key.is_some(),
+    },
+    Relation {
+        keys: &["tls.client_certificates", "tls.client_ca", "tls.certificate"],
+        expected: "off, or tls.client_ca, tls.certificate and tls.key beside it: nothing else tells whose certificates are good",
+        holds: |config| {
+            let is_complete = config.tls.client_ca.is_some() && config.tls.certificate.is_some();
+            config.tls.client_certificates == ClientCertificates::Off || is_complete
+        },
+    },
+    Relation {
+        keys: &["proxy.protocol", "proxy.trusted"],
+        expected: "false, or somebody to trust: the header counts only from proxy.trusted",
+        holds: |config| !config.proxies.protocol || !config.proxies.trusted.is_empty(),
+    },
+    Relation {
+        keys: &["proxy.headers", "proxy.trusted"],
+        expected: "off, or somebody to trust: the header counts only from proxy.trusted",
+        holds: |config| config.proxies.headers == Forwarding::Off || !config.proxies.trusted.is_empty(),
     },
     Relation {
         keys: &["limits.frame_bytes"],
@@ -329,6 +431,10 @@ const RELATIONS: &[Relation] = &[
         holds: |config| config.limits.total_timeout <= Duration::from_secs(24 * 60 * 60),
     },
 ];
+
+fn plaintext_is_loopback(config: &Config) -> bool {
+    config.plaintext_listen.is_none_or(|address| address.ip().is_loopback())
+}
 
 fn is_lease(span: Duration) -> bool {
     (Duration::from_millis(100)..=Duration::from_secs(24 * 60 * 60)).contains(&span)

@@ -104,6 +104,8 @@ reasons! {
         "The member_id, or the worker_id, is another subject's here. Use another one.";
     SubjectChanged "SUBJECT_CHANGED" FailedPrecondition None, final,
         "A `Hello` on a connection that has an identity may renew it, not change it: the new credential is another subject's. Open another connection.";
+    OriginDenied "ORIGIN_DENIED" PermissionDenied None, final,
+        "A browser sent the request for a page whose origin may not use the gateway; it is answered with HTTP 403. If the page is yours, add its origin to the setting `origins`.";
     SessionNotFound "SESSION_NOT_FOUND" NotFound None, final,
         "There is no such session. Join it, publish to it or create it first.";
     SessionExists "SESSION_EXISTS" AlreadyExists None, final,

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod connection;
+pub mod edge;
 pub mod error;
 pub mod frame;
 pub mod limits;

@@ -1,34 +1,33 @@
-//! The server: it binds, it runs, it drains. One port for everything.
+//! The server: it binds, it runs, it drains. One port for everything, and a second one beside TLS where that is wanted.
 //!
-//! `bind` checks what can be checked and knows the address; `run` serves until its future ends, and returns after the drain.
+//! `bind` checks what can be checked and knows the addresses; `run` serves until its future ends, and returns after the drain.
+
+mod accept;
+mod tls;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router as HttpRouter;
-use http::Request;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
-use tower_service::Service;
+
+use accept::{Listener, Serving};
+use tls::Identity;
 
 use crate::auth::Authenticator;
 use crate::config::Config;
+use crate::edge::{Origins, Proxies};
 use crate::frame::pb::admin_server::AdminServer;
 use crate::frame::pb::sessions_server::SessionsServer;
 use crate::frame::{DESCRIPTORS, Types};
 use crate::log::{Log, Memory};
-use crate::router::{Life, Parts, Router};
+use crate::router::{Parts, Router};
 use crate::transport::grpc::stub::gateway_server::GatewayServer;
-use crate::transport::tcp::Tcp;
-use crate::transport::{credentials, grpc, http as plain};
+use crate::transport::{credentials, grpc, http as plain, origins};
 
 /// Why a server cannot start or go on.
 #[derive(Debug)]
@@ -42,11 +41,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A gateway that has its port, and does not serve yet.
+/// A gateway that has its ports, and does not serve yet.
 pub struct Server {
-    listener: TcpListener,
-    address: SocketAddr,
+    /// The first is the one that all speak of; the second, where there is one, speaks plaintext beside it.
+    listeners: Vec<Listener>,
+    identity: Option<Identity>,
     router: Router,
+    proxies: Arc<Proxies>,
+    origins: Origins,
     grace: Duration,
 }
 
@@ -59,18 +61,18 @@ impl Server {
 
     /// The same with a log of the caller's.
     pub async fn bind_with(config: Config, log: Arc<dyn Log>) -> Result<Self, Error> {
+        let auth = Authenticator::open(&config.auth)
+            .await
+            .map_err(|error| Error(error.to_string()))?;
         let types = Types::load(&config.descriptors).map_err(Error)?;
-        let unbound = |error| {
-            Error(format!(
-                "cannot listen on {}: {error}; choose another address with --listen",
-                config.listen
-            ))
-        };
-        let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
-        let address = listener.local_addr().map_err(unbound)?;
+        let identity = Identity::load(&config.tls).map_err(|error| Error(error.to_string()))?;
+        let mut listeners = vec![listen(config.listen, identity.clone(), "listen").await?];
+        if let Some(address) = config.plaintext_listen {
+            listeners.push(listen(address, None, "set plaintext_listen").await?);
+        }
         let router = Router::start(Parts {
             limits: config.limits,
-            auth: Authenticator::nobody(),
+            auth,
             log,
             types: Arc::new(types),
             routes: config.routes.into_iter().collect(),
@@ -78,16 +80,27 @@ impl Server {
             fold: config.fold,
         });
         Ok(Self {
-            listener,
-            address,
+            listeners,
+            identity,
             router,
+            proxies: Arc::new(config.proxies),
+            origins: Origins {
+                allowed: config.origins,
+                // Where nobody is authenticated, a page needs no more than to reach the gateway.
+                trusts_host: config.auth.is_required() && config.auth.certificates.is_empty(),
+            },
             grace: config.drain_grace,
         })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.listeners[0].address()
+    }
+
+    /// Where it listens for plaintext, beside TLS.
+    pub fn plaintext_addr(&self) -> Option<SocketAddr> {
+        self.listeners.get(1).map(Listener::address)
     }
 
     /// The router, for those who run a gateway within their own process.
@@ -99,14 +112,30 @@ impl Server {
     /// long as the configuration says, ends what is left, and returns.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
         let (health, services) = services(&self.router).await?;
-        tracing::info!(address = %self.address, "listening");
         let (closing, closed) = watch::channel(false);
-        let accept = accept(&self.listener, &self.router, services, closed);
+        let serving = Serving {
+            router: self.router.clone(),
+            guarded: origins::guard(services.clone(), self.origins),
+            services,
+            proxies: self.proxies,
+            closed,
+        };
+        let accept = join_all(self.listeners.iter().map(|listener| listener.accept(serving.clone())));
+        let watch = async {
+            match self.identity {
+                Some(identity) => identity.watch().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = accept => {}
+            _ = accept => {}
+            () = watch => {}
+            () = self.router.auth().clone().watch() => {}
+            () = send_away(&self.router) => {}
             () = shutdown => {}
         }
-        drop(self.listener);
+        drop(serving);
+        drop(self.listeners);
         drain(&self.router, &health, self.grace).await;
         // The last words may still be on their way: each connection ends when it has been told, and lets go of its receiver.
         closing.send_replace(true);
@@ -116,6 +145,23 @@ impl Server {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Ends the connections of those whose credentials are worth nothing any more.
+async fn send_away(router: &Router) {
+    let mut changed = router.auth().changed();
+    while changed.changed().await.is_ok() {
+        router.check_identities();
+    }
+}
+
+async fn listen(address: SocketAddr, tls: Option<Identity>, flag: &str) -> Result<Listener, Error> {
+    let unbound = |error| {
+        Error(format!(
+            "cannot listen on {address}: {error}; choose another address with --{flag}"
+        ))
+    };
+    Listener::bind(address, tls).await.map_err(unbound)
 }
 
 async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error> {
@@ -154,107 +200,6 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
     // Added after the layer, which answers 400 to all HTTP/1 that is not gRPC-Web.
     let all = grpc.merge(plain::routes(router)).fallback(plain::not_found);
     Ok((health, all))
-}
-
-async fn accept(listener: &TcpListener, router: &Router, services: HttpRouter, closed: watch::Receiver<bool>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let serving = serve(stream, peer, router.clone(), services.clone(), closed.clone());
-                tokio::spawn(serving);
-            }
-            Err(error) => {
-                // Out of file descriptors, or a peer that was too quick: neither ends the gateway.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-/// Serves one TCP connection: HTTP/1.1 or HTTP/2, as it turns out.
-async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    services: HttpRouter,
-    mut closed: watch::Receiver<bool>,
-) {
-    let (stream, life) = match Tcp::new(stream, &router) {
-        Ok(connection) => connection,
-        Err(error) => return tracing::debug!(%peer, %error, "the peer is gone already"),
-    };
-    let limits = router.limits();
-    let asked = Arc::new(AtomicBool::new(false));
-    let service = TowerToHyperService::new(Asked {
-        inner: services,
-        asked: Arc::clone(&asked),
-        life,
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .enable_connect_protocol()
-        .max_concurrent_streams(256)
-        // Who holds requests and says nothing must be seen to live a few times within its lease.
-        .keep_alive_interval(limits.heartbeat.min(limits.shortest_lease() / 3))
-        .keep_alive_timeout(limits.heartbeat);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let silence = async {
-        tokio::time::sleep(limits.handshake).await;
-        if asked.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        ended = connection.as_mut() => {
-            if let Err(error) = ended {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-        }
-        () = silence => tracing::debug!(%peer, "connected, and asked for nothing: closed"),
-        () = asked_to_close(&mut closed) => {
-            connection.as_mut().graceful_shutdown();
-            if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, connection).await {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-        }
-    }
-}
-
-async fn asked_to_close(closed: &mut watch::Receiver<bool>) {
-    // A sender that is gone asks for the same.
-    drop(closed.wait_for(|closed| *closed).await);
-}
-
-/// Notes that the peer has asked for something, and gives its requests the life of the connection.
-#[derive(Clone)]
-struct Asked {
-    inner: HttpRouter,
-    asked: Arc<AtomicBool>,
-    life: Life,
-}
-
-impl Service<Request<Incoming>> for Asked {
-    type Response = <HttpRouter as Service<Request<Incoming>>>::Response;
-    type Error = <HttpRouter as Service<Request<Incoming>>>::Error;
-    type Future = <HttpRouter as Service<Request<Incoming>>>::Future;
-
-    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-        <HttpRouter as Service<Request<Incoming>>>::poll_ready(&mut self.inner, cx)
-    }
-
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        self.asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(self.life.clone());
-        self.inner.call(request)
-    }
 }
 
 /// How long connections may take to be told the last word.

@@ -178,6 +178,11 @@ impl Grants {
         self.is_all() || self.rules(session).any(|rule| rule.can & permission.bit() != 0)
     }
 
+    /// Whether it may be known what the session holds.
+    pub fn allow_knowing(&self, session: &str) -> bool {
+        self.allow(Permission::Read, session) || self.allow(Permission::Serve, session)
+    }
+
     /// Whether the session may be joined as the role.
     pub fn allow_role(&self, session: &str, role: &str) -> bool {
         let read = |rule: &&Rule| rule.can & Permission::Read.bit() != 0;

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::signals::Signals;
 use super::{Failure, demo, output};
 use crate::config::Config;
+use crate::edge::Pattern;
 use crate::server::Server;
 use crate::telemetry;
 
@@ -13,19 +14,28 @@ const ROLE: &str = "demo";
 /// The type of frame that it answers.
 const TYPE: &str = "query";
 
-/// As `serve`, but that frames of the example's type have somebody to go to.
+/// Pages that are served from this machine, on whatever port. A file has no origin, and nothing tells one from a stranger's frame.
+const PAGES: [&str; 3] = ["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"];
+
+/// As `serve`, but that frames of the example's type have somebody to go to, and pages of this machine may ask.
 pub fn defaults() -> Config {
     let mut config = Config::default();
     config.routes.insert(TYPE.to_owned(), ROLE.to_owned());
+    config.origins = PAGES.into_iter().filter_map(Pattern::parse).collect();
     config
 }
 
-pub async fn run(config: Config) -> Result<(), Failure> {
+pub async fn run(mut config: Config) -> Result<(), Failure> {
     telemetry::init(&config)?;
+    if config.tls.certificate.is_some() {
+        // The worker and the lines to paste come from this machine, and need no certificate.
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        config.plaintext_listen.get_or_insert(anywhere);
+    }
     let signals = Signals::install()?;
     let routed = config.routes.get(TYPE).is_some_and(|role| role == ROLE);
     let server = Server::bind(config).await?;
-    let address = reachable(server.local_addr());
+    let address = reachable(server.plaintext_addr().unwrap_or(server.local_addr()));
     output::text(&banner(address, routed))?;
     let url = format!("http://{address}");
     let worker = demo::work(&url, ROLE);
@@ -108,6 +118,11 @@ mod tests {
         ] {
             assert_eq!(reachable(bound.parse().unwrap()).to_string(), shown);
         }
+    }
+
+    #[test]
+    fn pages_of_this_machine_may_ask() {
+        assert_eq!(defaults().origins.len(), PAGES.len());
     }
 
     #[test]

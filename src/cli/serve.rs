@@ -9,8 +9,14 @@ use crate::telemetry;
 pub async fn run(config: Config) -> Result<(), Failure> {
     telemetry::init(&config)?;
     let signals = Signals::install()?;
-    if !config.listen.ip().is_loopback() {
-        tracing::warn!(listen = %config.listen, "other machines can reach the gateway, which does not authenticate them");
+    match (config.auth.is_required(), config.listen.ip().is_loopback()) {
+        (true, _) => {}
+        (false, true) => {
+            tracing::info!("peers are not authenticated (no `auth` settings): only this machine can reach the gateway")
+        }
+        (false, false) => {
+            tracing::warn!(listen = %config.listen, "other machines can reach the gateway, which does not authenticate them");
+        }
     }
     let server = Server::bind(config).await?;
     server.run(signals.asked_once()).await?;

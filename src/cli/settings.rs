@@ -167,7 +167,13 @@ mod tests {
 
     #[test]
     fn a_switch_stands_alone() {
-        let settings = parsed(&["--listen", "0.0.0.0:1", "--allow-public-without-auth"]).unwrap();
+        let settings = parsed(&[
+            "--listen",
+            "0.0.0.0:1",
+            "--allow-public-without-auth",
+            "--allow-public-without-tls",
+        ])
+        .unwrap();
         assert!(
             Config::load(Inputs {
                 flags: settings.flags,

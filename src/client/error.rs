@@ -65,7 +65,7 @@ impl Error {
     }
 
     pub(super) fn unreachable(url: &str, cause: &(dyn StdError + 'static)) -> Self {
-        Self::transport(format!("cannot reach the gateway at {url}: {}", innermost(cause)))
+        Self::transport(format!("cannot reach the gateway at {url}: {}", cause_of(cause)))
     }
 
     /// The gateway's reason, if it is one that this version knows.
@@ -131,7 +131,7 @@ impl From<tonic::Status> for Error {
 /// A status that does not come from a gateway's table: made on this side when the connection broke, or by something between.
 fn bare(status: &tonic::Status, code: Code, message: String) -> Error {
     match status.source() {
-        Some(cause) => Error::transport(format!("the connection to the gateway was lost: {}", innermost(cause))),
+        Some(cause) => Error::transport(format!("the connection to the gateway was lost: {}", cause_of(cause))),
         None if code == Code::Unavailable => Error::transport(message),
         None => Error {
             origin: Origin::Gateway,
@@ -141,8 +141,41 @@ fn bare(status: &tonic::Status, code: Code, message: String) -> Error {
     }
 }
 
+/// What a cause means that tells those who do not know the libraries nothing: a part of its text, and what to do.
+const HINTS: [(&str, &str); 5] = [
+    // A TLS alert, read as HTTP/2.
+    (
+        "frame with invalid size",
+        "if the gateway speaks TLS, its address begins with https://",
+    ),
+    (
+        "received corrupt message",
+        "if the gateway speaks plaintext, its address begins with http://",
+    ),
+    (
+        "UnknownIssuer",
+        "the gateway's certificate comes from no root that is known here: name its root (--ca FILE)",
+    ),
+    (
+        "not valid for name",
+        "the gateway's certificate is for another name: use that one in the address",
+    ),
+    (
+        "CertificateRequired",
+        "the gateway wants a certificate of the client's (--cert FILE --key FILE)",
+    ),
+];
+
+fn cause_of(cause: &(dyn StdError + 'static)) -> String {
+    let cause = innermost(cause).to_string();
+    match HINTS.iter().find(|(text, _)| cause.contains(text)) {
+        Some((_, hint)) => format!("{cause} ({hint})"),
+        None => cause,
+    }
+}
+
 /// The error at the bottom, which is the one that tells something: above it are "transport error" and the like.
-fn innermost<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+pub(super) fn innermost<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

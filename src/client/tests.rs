@@ -94,10 +94,14 @@ fn addresses() {
         ("127.0.0.1:1", "http://127.0.0.1:1"),
         ("http://gateway:7080", "http://gateway:7080"),
     ] {
-        assert_eq!(endpoint(given).unwrap().1, url);
+        assert_eq!(endpoint(given, &Tls::default()).unwrap().1, url);
     }
-    for given in ["https://gateway", "ws://127.0.0.1:7080/v1/ws", "", "http://", "a b"] {
-        assert_eq!(endpoint(given).unwrap_err().origin, Origin::Usage, "{given}");
+    for given in ["gopher://gateway", "ws://127.0.0.1:7080/v1/ws", "", "http://", "a b"] {
+        assert_eq!(
+            endpoint(given, &Tls::default()).unwrap_err().origin,
+            Origin::Usage,
+            "{given}"
+        );
     }
 }
 

@@ -1,15 +1,17 @@
 //! The kinds of values that settings have: how they are read, and how they are written.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Value;
 
 use crate::auth::{CertificateRule, IssuerSettings};
+use crate::edge::{Forwarding, Pattern};
 use crate::limits::{Concurrency, Role};
 
 /// A value as it was found.
@@ -238,6 +240,201 @@ impl Kind<String> for Filter {
     }
 }
 
+/// The word of a value, out of those that there are.
+fn read_word<T: Copy>(words: &[(&str, T)], raw: &Raw) -> Option<T> {
+    let text = raw.text()?;
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value)
+}
+
+fn show_word<T: PartialEq>(words: &[(&str, T)], value: &T) -> Value {
+    let known = words.iter().find(|(_, known)| known == value);
+    Value::String(known.map_or("", |(word, _)| *word).to_owned())
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2
+    #[default]
+    V1_2,
+    /// 1.3
+    V1_3,
+}
+
+/// The oldest version of TLS.
+pub struct Version;
+
+const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+
+impl Described for Version {
+    const EXPECTED: &'static str = "\"1.2\" or \"1.3\", in quotes";
+}
+
+impl Kind<TlsVersion> for Version {
+    fn read(raw: &Raw) -> Option<TlsVersion> {
+        read_word(&VERSIONS, raw)
+    }
+
+    fn show(value: &TlsVersion) -> Value {
+        show_word(&VERSIONS, value)
+    }
+}
+
+/// Whether clients are asked for certificates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// They are not.
+    #[default]
+    Off,
+    /// They are, and may have none.
+    Optional,
+    /// Without one there is no connection.
+    Required,
+}
+
+/// How clients are asked for certificates.
+pub struct Asked;
+
+const ASKED: [(&str, ClientCertificates); 3] = [
+    ("off", ClientCertificates::Off),
+    ("optional", ClientCertificates::Optional),
+    ("required", ClientCertificates::Required),
+];
+
+impl Described for Asked {
+    const EXPECTED: &'static str = "off, optional or required";
+}
+
+impl Kind<ClientCertificates> for Asked {
+    fn read(raw: &Raw) -> Option<ClientCertificates> {
+        read_word(&ASKED, raw)
+    }
+
+    fn show(value: &ClientCertificates) -> Value {
+        show_word(&ASKED, value)
+    }
+}
+
+/// The header that names a proxy's client.
+pub struct Header;
+
+const HEADERS: [(&str, Forwarding); 3] = [
+    ("off", Forwarding::Off),
+    ("x-forwarded-for", Forwarding::XForwardedFor),
+    ("forwarded", Forwarding::Forwarded),
+];
+
+impl Described for Header {
+    const EXPECTED: &'static str = "off, x-forwarded-for or forwarded";
+}
+
+impl Kind<Forwarding> for Header {
+    fn read(raw: &Raw) -> Option<Forwarding> {
+        read_word(&HEADERS, raw)
+    }
+
+    fn show(value: &Forwarding) -> Value {
+        show_word(&HEADERS, value)
+    }
+}
+
+/// An address with a port, or none.
+pub struct OtherAddress;
+
+impl Described for OtherAddress {
+    const EXPECTED: &'static str = "an IP address and a port, such as 127.0.0.1:7080 or [::1]:7080, or \"\" for none";
+}
+
+impl Kind<Option<SocketAddr>> for OtherAddress {
+    fn read(raw: &Raw) -> Option<Option<SocketAddr>> {
+        match raw.text()?.as_str() {
+            "" => Some(None),
+            text => text.parse().ok().map(Some),
+        }
+    }
+
+    fn show(value: &Option<SocketAddr>) -> Value {
+        Value::String(value.map_or_else(String::new, |address| address.to_string()))
+    }
+}
+
+/// A path, or none.
+pub struct File;
+
+impl Described for File {
+    const EXPECTED: &'static str = "a path, or \"\" for none";
+}
+
+impl Kind<Option<PathBuf>> for File {
+    fn read(raw: &Raw) -> Option<Option<PathBuf>> {
+        match raw {
+            Raw::Text(text) | Raw::Toml(Value::String(text)) => {
+                Some(Some(text.as_str()).filter(|text| !text.is_empty()).map(PathBuf::from))
+            }
+            Raw::Toml(_) => None,
+        }
+    }
+
+    fn show(value: &Option<PathBuf>) -> Value {
+        Value::String(
+            value
+                .as_ref()
+                .map_or_else(String::new, |path| path.display().to_string()),
+        )
+    }
+}
+
+/// A list of things, each of which is a piece of text.
+fn read_list<T>(raw: &Raw, item: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    match raw {
+        Raw::Text(text) => items(text).map(item).collect(),
+        Raw::Toml(Value::Array(values)) => values.iter().map(|value| item(value.as_str()?.trim())).collect(),
+        Raw::Toml(_) => None,
+    }
+}
+
+fn show_list<T: ToString>(items: &[T]) -> Value {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().into()
+}
+
+/// Networks, and single addresses.
+pub struct Networks;
+
+impl Described for Networks {
+    const EXPECTED: &'static str = "a list of addresses and networks, such as [\"192.0.2.7\", \"10.0.0.0/8\", \"fd00::/8\"] (in the \
+                                    environment and behind a flag: with commas in between)";
+}
+
+impl Kind<Vec<IpNet>> for Networks {
+    fn read(raw: &Raw) -> Option<Vec<IpNet>> {
+        let single = |text: &str| text.parse::<IpAddr>().ok().map(IpNet::from);
+        read_list(raw, |text| text.parse().ok().or_else(|| single(text)))
+    }
+
+    fn show(value: &Vec<IpNet>) -> Value {
+        show_list(value)
+    }
+}
+
+/// Origins of pages.
+pub struct Pages;
+
+impl Described for Pages {
+    const EXPECTED: &'static str = "a list of origins: a scheme, a host and perhaps a port, with no path, such as \
+                                    [\"https://app.example.com\", \"http://localhost:*\"]; or \"null\", or \"*\" (in the environment \
+                                    and behind a flag: with commas in between)";
+}
+
+impl Kind<Vec<Pattern>> for Pages {
+    fn read(raw: &Raw) -> Option<Vec<Pattern>> {
+        read_list(raw, Pattern::parse)
+    }
+
+    fn show(value: &Vec<Pattern>) -> Value {
+        show_list(value)
+    }
+}
+
 /// Paths.
 pub struct Files;
 
@@ -260,28 +457,6 @@ impl Kind<Vec<PathBuf>> for Files {
             .map(|path| path.display().to_string())
             .collect::<Vec<_>>()
             .into()
-    }
-}
-
-/// A path, or none.
-pub struct File;
-
-impl Described for File {
-    const EXPECTED: &'static str = "a path, or \"\" for none";
-}
-
-impl Kind<Option<PathBuf>> for File {
-    fn read(raw: &Raw) -> Option<Option<PathBuf>> {
-        let path = match raw {
-            Raw::Text(text) | Raw::Toml(Value::String(text)) => text.trim(),
-            Raw::Toml(_) => return None,
-        };
-        Some((!path.is_empty()).then(|| PathBuf::from(path)))
-    }
-
-    fn show(value: &Option<PathBuf>) -> Value {
-        let path = value.as_ref().map(|path| path.display().to_string());
-        Value::String(path.unwrap_or_default())
     }
 }
 
@@ -532,6 +707,40 @@ mod tests {
         ] {
             assert_eq!(Span::show(&Duration::from_millis(ms)).to_string(), shown);
         }
+    }
+
+    #[test]
+    fn networks_and_pages() {
+        let networks = Networks::read(&text("10.0.0.0/8, 192.0.2.7,::1")).unwrap();
+        assert_eq!(
+            Networks::show(&networks).to_string(),
+            r#"["10.0.0.0/8", "192.0.2.7/32", "::1/128"]"#
+        );
+        let pages = Pages::read(&text("https://app.example.com,http://localhost:*,null")).unwrap();
+        assert_eq!(
+            Pages::show(&pages).to_string(),
+            r#"["https://app.example.com", "http://localhost:*", "null"]"#
+        );
+        for given in ["10.0.0.0/33", "localhost", "10.0.0"] {
+            assert_eq!(Networks::read(&text(given)), None, "{given}");
+        }
+        for given in ["app.example.com", "https://app.example.com/", "https://a b"] {
+            assert_eq!(Pages::read(&text(given)), None, "{given}");
+        }
+    }
+
+    #[test]
+    fn words_are_read_as_they_are_shown() {
+        for word in ["1.2", "1.3"] {
+            assert_eq!(Version::show(&Version::read(&text(word)).unwrap()).as_str(), Some(word));
+        }
+        for word in ["off", "optional", "required"] {
+            assert_eq!(Asked::show(&Asked::read(&text(word)).unwrap()).as_str(), Some(word));
+        }
+        for word in ["off", "x-forwarded-for", "forwarded"] {
+            assert_eq!(Header::show(&Header::read(&text(word)).unwrap()).as_str(), Some(word));
+        }
+        assert_eq!(Version::read(&text("1.1")), None);
     }
 
     #[test]

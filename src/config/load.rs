@@ -537,8 +537,20 @@ mod tests {
     #[test]
     fn a_public_address_must_be_asked_for() {
         let public = ("TWINSPAN_LISTEN", "0.0.0.0:7080");
-        assert!(problems(variables(&[public]))[0].contains("--allow-public-without-auth"));
-        assert!(Config::load(variables(&[public, ("TWINSPAN_ALLOW_PUBLIC_WITHOUT_AUTH", "true")])).is_ok());
+        let no_auth = ("TWINSPAN_ALLOW_PUBLIC_WITHOUT_AUTH", "true");
+        let no_tls = ("TWINSPAN_ALLOW_PUBLIC_WITHOUT_TLS", "true");
+        let found = problems(variables(&[public]));
+        assert!(found[0].contains("--allow-public-without-auth") && found[1].contains("--allow-public-without-tls"));
+        assert_eq!(problems(variables(&[public, no_auth])).len(), 1);
+        assert!(Config::load(variables(&[public, no_auth, no_tls])).is_ok());
+        let certificate = ("TWINSPAN_TLS_CERTIFICATE", "a.pem");
+        let with_tls = [public, no_auth, certificate, ("TWINSPAN_TLS_KEY", "b.pem")];
+        assert!(Config::load(variables(&with_tls)).is_ok());
+        let mut second = with_tls.to_vec();
+        second.push(("TWINSPAN_PLAINTEXT_LISTEN", "0.0.0.0:7081"));
+        assert!(problems(variables(&second))[0].contains("--allow-public-without-tls"));
+        second.push(no_tls);
+        assert!(Config::load(variables(&second)).is_ok());
         assert!(Config::load(variables(&[("TWINSPAN_LISTEN", "[::1]:0")])).is_ok());
     }
 
@@ -554,6 +566,20 @@ mod tests {
         assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
         let found = problems(issuers(r#"[{ issuer = "us", secret = "hunter2" }]"#));
         assert!(found.len() == 1 && !found[0].contains("hunter2"), "{found:?}");
+    }
+
+    #[test]
+    fn what_belongs_together_is_given_together() {
+        for given in [
+            ("TWINSPAN_TLS_CERTIFICATE", "a.pem"),
+            ("TWINSPAN_TLS_KEY", "b.pem"),
+            ("TWINSPAN_PLAINTEXT_LISTEN", "127.0.0.1:1"),
+            ("TWINSPAN_TLS_CLIENT_CERTIFICATES", "required"),
+            ("TWINSPAN_PROXY_PROTOCOL", "true"),
+            ("TWINSPAN_PROXY_HEADERS", "forwarded"),
+        ] {
+            assert_eq!(problems(variables(&[given])).len(), 1, "{given:?}");
+        }
     }
 
     #[test]

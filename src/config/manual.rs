@@ -36,11 +36,16 @@ frame_bytes = \"256KiB\"
 ```
 ";
 
-const SECTIONS: [(&str, &str); 6] = [
+const SECTIONS: [(&str, &str); 8] = [
     ("", "The gateway as a whole."),
     (
         "auth",
         "How peers prove who they are: [AUTH.md](AUTH.md). Without `issuers`, `api_keys` and `certificates` nobody has to. No secret is ever a setting; all are in files.",
+    ),
+    ("tls", "What is spoken on `listen`, and who is asked for certificates."),
+    (
+        "proxy",
+        "Proxies and load balancers in front of the gateway: whom they speak for counts only where they are trusted.",
     ),
     ("log", "The gateway's own log, not that of sessions."),
     ("drain", "What happens on SIGTERM and Ctrl-C."),

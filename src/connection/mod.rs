@@ -319,24 +319,37 @@ impl Connection {
     }
 
     /// A frame for a session.
-    fn send(&mut self, mut frame: Frame) -> Result<(), Refusal> {
+    fn send(&mut self, frame: Frame) -> Result<(), Refusal> {
         let session = self.session_of(&frame.session_id)?;
         check_name("session_id", &session)?;
         let identity = self.identity()?;
+        let is_reply = !frame.reply_to.is_empty();
+        let sent = self.send_to(session.clone(), frame, &identity);
+        match sent {
+            // Whoever may neither read nor serve there is not told what there is.
+            Err(refusal) if is_reply && tells_what_there_is(&refusal) && !identity.grants.allow_knowing(&session) => {
+                let text = "the request is not held by this connection";
+                Err(Refusal::new(Reason::NotYourRequest, text))
+            }
+            sent => sent,
+        }
+    }
+
+    fn send_to(&mut self, session: Str, mut frame: Frame, identity: &Identity) -> Result<(), Refusal> {
         let asked = asked(&self.router, &mut frame)?;
-        check_send(&identity, &session, &frame, asked.as_ref())?;
+        check_send(identity, &session, &frame, asked.as_ref())?;
         let seat = self.link.seat(&session);
         let live = match &seat {
             Some(seat) => Arc::clone(seat.live()),
             None if !frame.reply_to.is_empty() => self.router.find(&session)?,
-            None => self.router.open(&session, &identity)?.0,
+            None => self.router.open(&session, identity)?.0,
         };
         let member = seat.as_deref().filter(|seat| seat.is_member());
         let is_reply = !frame.reply_to.is_empty();
         let (address, name) = match member {
             Some(seat) => (Arc::clone(seat.address()), seat.sender().clone()),
             None => {
-                let own = self.own(&identity);
+                let own = self.own(identity);
                 (Arc::clone(&own.address), own.sender.clone())
             }
         };
@@ -377,6 +390,14 @@ impl Connection {
     pub fn tidy(&self) {
         self.router.tidy(&self.link);
     }
+}
+
+fn tells_what_there_is(refusal: &Refusal) -> bool {
+    use Reason::{RequestEnded, RequestNotFound, SessionClosed, SessionDeleted, SessionNotFound};
+    matches!(
+        refusal.reason,
+        SessionNotFound | SessionClosed | SessionDeleted | RequestNotFound | RequestEnded
+    )
 }
 
 /// Whether the frame may be sent. A reply needs what only its request knows: to be its worker's.

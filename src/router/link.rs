@@ -510,7 +510,10 @@ impl Link {
                 self.refill(out);
             }
             if out.queue.is_empty() {
-                return self.finish(out);
+                if self.flushed(out) {
+                    self.finish(out);
+                }
+                return;
             }
             let Out {
                 socket: Some(socket),
@@ -530,6 +533,22 @@ impl Link {
                     out.blocked = true;
                     return;
                 }
+            }
+        }
+    }
+
+    /// Whether nothing that was written waits within the socket, as it may in TLS.
+    fn flushed(&self, out: &mut Out) -> bool {
+        let Some(socket) = &mut out.socket else { return true };
+        match socket.as_mut().poll_flush(&mut Context::from_waker(&out.waker)) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => {
+                self.abandon(out);
+                false
+            }
+            Poll::Pending => {
+                out.blocked = true;
+                false
             }
         }
     }

@@ -364,7 +364,10 @@ impl Shared {
             } else {
                 String::new()
             },
-            members: shows_members.then(|| self.member_list()).unwrap_or_default(),
+            members: match shows_members {
+                true => self.member_list(),
+                false => Vec::new(),
+            },
             member_count: match shows_members {
                 true => self.session.members().len() as u32,
                 false => 0,

@@ -3,5 +3,7 @@
 pub mod credentials;
 pub mod grpc;
 pub mod http;
+pub mod origins;
+pub mod proxy;
 pub mod tcp;
 pub mod websocket;

@@ -1,21 +1,48 @@
-//! The TCP connection: a stream of bytes that notes when its peer shows life.
+//! The TCP connection, with TLS or without: a stream of bytes that notes when its peer shows life, and what is known of that peer.
 //!
 //! Any byte counts, whatever carries it: a frame, the acknowledgement of an HTTP/2 ping, a WebSocket's pong. It must never look
 //! at what the bytes are.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::router::{Life, Router};
 
+/// Who is at the other end. Every request carries it as an extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Its address, as far as it is known: behind a trusted proxy the one that the proxy names; the port is 0 where none was named.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS to this process. What it speaks to a proxy is not known.
+    pub is_tls: bool,
+    /// Whether the address is that of a trusted proxy, and not of somebody behind it. Of a TCP connection whose requests name
+    /// their clients it is; what is counted by address then is counted of requests.
+    pub is_trusted_proxy: bool,
+}
+
+/// The certificate that the peer showed, in DER: verified against `tls.client_ca`, and the peer has its key. Every request of
+/// such a connection carries it as an extension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate(pub Bytes);
+
+/// The bytes of a connection, as they are spoken.
+pub enum Stream {
+    /// As they are on the wire.
+    Plain(TcpStream),
+    /// Within TLS. Boxed: its state is large, and most of what idles beside it has none.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
 /// A TCP connection, which several links may share.
 pub struct Tcp {
-    stream: TcpStream,
+    stream: Stream,
     life: Life,
     /// The peer took less than it was offered.
     is_full: bool,
@@ -23,16 +50,14 @@ pub struct Tcp {
 
 impl Tcp {
     /// A connection that was just accepted, and the handle of its life, which its requests are to carry as an extension.
-    pub fn new(stream: TcpStream, router: &Router) -> io::Result<(Self, Life)> {
-        // Without it, small messages wait for the peer's delayed acknowledgements.
-        stream.set_nodelay(true)?;
+    pub fn new(stream: Stream, router: &Router) -> (Self, Life) {
         let life = router.life();
         let tcp = Self {
             stream,
             life: life.clone(),
             is_full: false,
         };
-        Ok((tcp, life))
+        (tcp, life)
     }
 
     /// A peer that takes bytes where it took none lives. One that always takes them may be gone: they are with the kernel.
@@ -45,9 +70,18 @@ impl Tcp {
     }
 }
 
-/// The certificate by which the peer of a TLS connection has shown who it is, verified: DER.
-#[derive(Clone, Debug)]
-pub struct ClientCertificate(pub Bytes);
+/// What either kind of stream can do.
+trait Bytewise: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytewise for T {}
+
+impl Stream {
+    fn pin(&mut self) -> Pin<&mut dyn Bytewise> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream),
+            Self::Tls(stream) => Pin::new(stream.as_mut()),
+        }
+    }
+}
 
 /// The life of the connection that a request came on.
 pub fn life(extensions: &http::Extensions, router: &Router) -> Life {
@@ -57,7 +91,7 @@ pub fn life(extensions: &http::Extensions, router: &Router) -> Life {
 impl AsyncRead for Tcp {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        ready!(self.stream.pin().poll_read(cx, buffer))?;
         if buffer.filled().len() > before {
             self.life.sign();
         }
@@ -67,7 +101,7 @@ impl AsyncRead for Tcp {
 
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let polled = self.stream.pin().poll_write(cx, bytes);
         self.written(polled)
     }
 
@@ -76,19 +110,22 @@ impl AsyncWrite for Tcp {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let polled = self.stream.pin().poll_write_vectored(cx, slices);
         self.written(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream.pin().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream.pin().poll_shutdown(cx)
     }
 }

@@ -97,6 +97,11 @@ impl Gateway {
         SessionsClient::new(self.channel().await)
     }
 
+    /// A peer that shows who it is in its handshake, if it does.
+    pub async fn bearer(&self, face: Face, token: Option<&str>) -> Peer {
+        Peer::bearer(self.address, face, token).await
+    }
+
     pub async fn peer(&self, face: Face) -> Peer {
         Peer::at(self.address, face).await
     }
@@ -149,10 +154,15 @@ impl Gateway {
 
     /// Where a request is.
     pub async fn why(&self, session: &str, request: &str) -> pb::WhyResponse {
+        self.why_as(session, request, None).await
+    }
+
+    pub async fn why_as(&self, session: &str, request: &str, token: Option<&str>) -> pb::WhyResponse {
         let why = pb::WhyRequest {
             session_id: session.to_owned(),
             request_id: request.to_owned(),
         };
+        let why = authorized(why, token);
         self.sessions().await.why(why).await.unwrap().into_inner()
     }
 
@@ -248,14 +258,28 @@ pub struct Peer {
 impl Peer {
     /// A peer of the gateway at this address, in whichever process that is.
     pub async fn at(address: SocketAddr, face: Face) -> Self {
-        match face {
-            Face::Grpc => Self::grpc(address).await,
-            Face::Json => Self::websocket(address, "", Some("twinspan.v1.json")).await,
-            Face::Binary => Self::websocket(address, "", Some("twinspan.v1.proto")).await,
-        }
+        Self::bearer(address, face, None).await
     }
 
-    async fn grpc(address: SocketAddr) -> Self {
+    /// The same, with a credential in its handshake.
+    pub async fn bearer(address: SocketAddr, face: Face, token: Option<&str>) -> Self {
+        let protocol = match face {
+            Face::Grpc => {
+                let peer = Self::grpc(address, token).await;
+                return peer.unwrap_or_else(|status| panic!("the stream was refused: {status:?}"));
+            }
+            Face::Json => "twinspan.v1.json",
+            Face::Binary => "twinspan.v1.proto",
+        };
+        let offered = match token {
+            Some(token) => format!("twinspan.bearer.{token}, {protocol}"),
+            None => protocol.to_owned(),
+        };
+        Self::websocket(address, "", Some(&offered)).await
+    }
+
+    /// A stream, or the status that it was refused with.
+    pub async fn grpc(address: SocketAddr, token: Option<&str>) -> Result<Self, Status> {
         let tasks = Tasks::default();
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let endpoint = endpoint.executor(tasks.clone());
@@ -265,21 +289,19 @@ impl Peer {
         let (send, frames) = mpsc::unbounded_channel::<Frame>();
         let path = http::uri::PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
         let codec = ProstCodec::<Frame, Frame>::default();
-        let request = tonic::Request::new(UnboundedReceiverStream::new(frames));
-        let answer = patiently("the stream", client.streaming(request, path, codec))
-            .await
-            .unwrap();
-        Self {
+        let request = authorized(UnboundedReceiverStream::new(frames), token);
+        let answer = patiently("the stream", client.streaming(request, path, codec)).await?;
+        Ok(Self {
             wire: Wire::Grpc {
                 send: Some(send),
                 frames: answer.into_inner(),
                 tasks,
             },
             types: Types::default(),
-        }
+        })
     }
 
-    async fn websocket(address: SocketAddr, query: &str, protocol: Option<&str>) -> Self {
+    pub async fn websocket(address: SocketAddr, query: &str, protocol: Option<&str>) -> Self {
         let mut request = format!("ws://{address}/v1/ws{query}").into_client_request().unwrap();
         if let Some(protocol) = protocol {
             request
@@ -289,7 +311,7 @@ impl Peer {
         let (socket, _) = patiently("the handshake", tokio_tungstenite::connect_async(request))
             .await
             .unwrap();
-        let binary = protocol == Some("twinspan.v1.proto");
+        let binary = protocol.is_some_and(|protocol| protocol.contains("twinspan.v1.proto"));
         Self {
             wire: Wire::WebSocket {
                 socket: Box::new(socket),
@@ -541,6 +563,16 @@ impl Peer {
             }
         }
     }
+}
+
+/// A call's message, or a stream's, with a credential in its metadata.
+pub fn authorized<T>(message: T, token: Option<&str>) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    if let Some(token) = token {
+        let value = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", value);
+    }
+    request
 }
 
 pub fn control(frame: &Frame) -> Option<&Control> {

@@ -6,29 +6,57 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use, beside itself.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("limits", &[]),
     ("error", &["frame"]),
     ("frame", &["error"]),
     ("auth", &["error", "frame"]),
+    ("edge", &["error"]),
     ("session", &["error", "frame", "limits"]),
     ("log", &["error", "frame"]),
     ("router", &["auth", "error", "frame", "limits", "log", "session"]),
     ("connection", &["auth", "error", "frame", "log", "router", "session"]),
     (
         "transport",
-        &["auth", "connection", "error", "frame", "limits", "router", "session"],
+        &[
+            "auth",
+            "connection",
+            "edge",
+            "error",
+            "frame",
+            "limits",
+            "router",
+            "session",
+        ],
     ),
-    ("config", &["auth", "limits", "log"]),
+    ("config", &["auth", "edge", "limits", "log"]),
     ("telemetry", &["config"]),
     (
         "server",
-        &["auth", "config", "frame", "limits", "log", "router", "transport"],
+        &[
+            "auth",
+            "config",
+            "edge",
+            "frame",
+            "limits",
+            "log",
+            "router",
+            "transport",
+        ],
     ),
     ("client", &["error", "frame"]),
     (
         "cli",
-        &["auth", "client", "config", "error", "frame", "server", "telemetry"],
+        &[
+            "auth",
+            "client",
+            "config",
+            "edge",
+            "error",
+            "frame",
+            "server",
+            "telemetry",
+        ],
     ),
     ("main", &[]),
 ];

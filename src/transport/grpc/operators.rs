@@ -1,9 +1,11 @@
 //! The `Admin` service: what operators see and do.
 
-use tonic::{Request, Response};
+use std::time::SystemTime;
+
+use tonic::Request;
 
 use super::calls::{Answer, answer, caller};
-use crate::auth::{Deed, Place};
+use crate::auth::{Deed, Place, Revocation, Revoked};
 use crate::error::{Reason, Refusal};
 use crate::frame::check_name;
 use crate::frame::pb::{self, admin_server::Admin};
@@ -24,10 +26,42 @@ impl Operators {
         Self { router: router.clone() }
     }
 
+    async fn take_back(&self, request: pb::RevokeRequest) -> Result<pb::Revocation, Refusal> {
+        let until = request.until.map(SystemTime::try_from).transpose();
+        let until = until.map_err(|_| Refusal::field("until", "not a time"))?;
+        let revocation = match (request.subject.is_empty(), request.token_id.is_empty()) {
+            (false, true) => Revocation::of_subject(request.subject, self.router.now().wall),
+            (true, false) => Revocation::of_token(request.token_id),
+            _ => return Err(Refusal::field("subject", "either a subject or a token_id is required")),
+        };
+        let revocation = Revocation { until, ..revocation };
+        let (auth, revoked) = (self.router.auth().clone(), revocation.clone());
+        // It waits for the disk.
+        let done = tokio::task::spawn_blocking(move || auth.revoke(revoked)).await;
+        done.map_err(|_| Refusal::new(Reason::Internal, "the revocation was cut short; try again"))??;
+        let known = self.router.auth().revocations();
+        let known = known.into_iter().find(|known| known.what == revocation.what);
+        Ok(listed(known.unwrap_or(revocation)))
+    }
+
     fn drain(&self, request: &pb::DrainWorkerRequest) -> Result<pb::Worker, Refusal> {
         check_name("role", &request.role)?;
         check_name("worker_id", &request.worker_id)?;
         self.router.drain_worker(&request.role, &request.worker_id)
+    }
+}
+
+fn listed(revocation: Revocation) -> pb::Revocation {
+    let (subject, token_id, issued_before) = match revocation.what {
+        Revoked::Subject { name, issued_before } => (name, String::new(), Some(issued_before.into())),
+        Revoked::Token { id } => (String::new(), id, None),
+    };
+    pb::Revocation {
+        subject,
+        token_id,
+        issued_before,
+        until: revocation.until.map(Into::into),
+        durable: revocation.durable,
     }
 }
 
@@ -55,14 +89,22 @@ impl Admin for Operators {
         answer(allowed(request, Deed::Stats).map(|_| self.router.stats()))
     }
 
-    async fn revoke(&self, _: Request<pb::RevokeRequest>) -> Answer<pb::Revocation> {
-        answer(Err(Refusal::new(
-            Reason::UnexpectedFrame,
-            "the gateway authenticates nobody: there is nothing to revoke",
-        )))
+    async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::Revocation> {
+        match allowed(request, Deed::Revoke) {
+            Ok(request) => answer(self.take_back(request).await),
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 
-    async fn list_revocations(&self, _: Request<pb::ListRevocationsRequest>) -> Answer<pb::ListRevocationsResponse> {
-        Ok(Response::new(pb::ListRevocationsResponse::default()))
+    async fn list_revocations(
+        &self,
+        request: Request<pb::ListRevocationsRequest>,
+    ) -> Answer<pb::ListRevocationsResponse> {
+        answer(allowed(request, Deed::ListRevocations).map(|_| {
+            let revocations = self.router.auth().revocations().into_iter().take(LISTED);
+            pb::ListRevocationsResponse {
+                revocations: revocations.map(listed).collect(),
+            }
+        }))
     }
 }
