@@ -301,3 +301,30 @@ impl Identity {
 fn clock() -> SystemTime {
     SystemTime::now()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::IssuerSettings;
+    use crate::auth::tests::{Publisher, set_of};
+
+    #[tokio::test]
+    async fn keys_are_fetched_before_anybody_needs_them_and_again_and_again() {
+        let mut publisher = Publisher::new(set_of(&["a"])).await;
+        let issuer = format!(
+            "issuer = \"us\"\naudience = [\"a\"]\nalgorithms = [\"EdDSA\"]\njwks_url = {:?}\n",
+            publisher.url
+        );
+        let settings = Settings {
+            issuers: vec![toml::from_str::<IssuerSettings>(&issuer).unwrap()],
+            ..Settings::default()
+        };
+        let pace = Pace {
+            again: Duration::ZERO,
+            ..Pace::new(Duration::ZERO)
+        };
+        let watching = tokio::spawn(Authenticator::open_at_pace(&settings, pace).unwrap().watch());
+        publisher.is_asked(2).await;
+        watching.abort();
+    }
+}

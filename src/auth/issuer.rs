@@ -32,7 +32,7 @@ pub struct Issuer {
 #[derive(Debug)]
 enum Source {
     File(Local),
-    Url(Remote),
+    Url(Box<Remote>),
 }
 
 /// Keys in a file.
@@ -101,7 +101,7 @@ impl Issuer {
             IssuerSettings { jwks_url, .. } => {
                 let url = key_url(jwks_url.as_deref().unwrap_or_default())?;
                 let web = web.ok_or("there is nothing to fetch keys with")?.clone();
-                Source::Url(Remote::new(&settings.issuer, url, web, pace))
+                Source::Url(Box::new(Remote::new(&settings.issuer, url, web, pace)))
             }
         };
         Ok(Self {

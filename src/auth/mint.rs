@@ -59,16 +59,18 @@ impl Signer {
 
     /// By a private key in PEM (PKCS #8; RSA also PKCS #1), with the algorithm that is usual for it, unless it is to be another.
     pub fn pem(bytes: &[u8], algorithm: Option<Algorithm>) -> Result<Self, String> {
-        let read: [(fn(&[u8]) -> _, &[Algorithm]); 3] = [
-            (EncodingKey::from_rsa_pem, &[Algorithm::RS256]),
-            (EncodingKey::from_ec_pem, &[Algorithm::ES256, Algorithm::ES384]),
-            (EncodingKey::from_ed_pem, &[Algorithm::EdDSA]),
-        ];
-        let found = read
-            .into_iter()
-            .find_map(|(read, usual)| Some((read(bytes).ok()?, usual)));
-        let (key, usual) =
-            found.ok_or("holds no private key in PEM that can be used (\"-----BEGIN PRIVATE KEY-----\": RSA, P-256, P-384, Ed25519)")?;
+        let key = EncodingKey::from_rsa_pem(bytes);
+        let key = key
+            .or_else(|_| EncodingKey::from_ec_pem(bytes))
+            .or_else(|_| EncodingKey::from_ed_pem(bytes));
+        let key = key.map_err(
+            |_| "holds no private key in PEM that can be used (\"-----BEGIN PRIVATE KEY-----\": RSA, P-256, P-384, Ed25519)",
+        )?;
+        let usual: &[Algorithm] = match key.family() {
+            AlgorithmFamily::Ec => &[Algorithm::ES256, Algorithm::ES384],
+            AlgorithmFamily::Ed => &[Algorithm::EdDSA],
+            AlgorithmFamily::Rsa | AlgorithmFamily::Hmac => &[Algorithm::RS256],
+        };
         let tried: Vec<Algorithm> = algorithm.map_or_else(|| usual.to_vec(), |algorithm| vec![algorithm]);
         // Whether a key is of an algorithm's curve shows when it signs.
         let fits = |algorithm: &Algorithm| jsonwebtoken::crypto::sign(b"", &key, *algorithm).is_ok();
@@ -188,9 +190,19 @@ pub fn secret() -> String {
     format!("{}\n", URL_SAFE_NO_PAD.encode(random::<SECRET_BYTES>()))
 }
 
-/// What a token says of itself, verified by nobody: its header, and its claims.
-pub fn unverified(token: &str) -> Result<(Map<String, Value>, Map<String, Value>), &'static str> {
-    jws::Token::parse(token).map(|token| (token.header, token.claims))
+/// What a token says of itself, verified by nobody.
+#[derive(Clone, Debug)]
+pub struct Unverified {
+    /// Its header.
+    pub header: Map<String, Value>,
+    /// Its claims.
+    pub claims: Map<String, Value>,
+}
+
+/// Looks into a token. The error says why it is none.
+pub fn unverified(token: &str) -> Result<Unverified, &'static str> {
+    let jws::Token { header, claims, .. } = jws::Token::parse(token)?;
+    Ok(Unverified { header, claims })
 }
 
 #[allow(clippy::disallowed_methods, reason = "secrets are drawn here")]

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -377,7 +378,12 @@ fn parse(file: &File, text: &str, limit: usize, now: SystemTime) -> (HashMap<Key
 
 fn append(path: &Path, revocation: &Revocation) -> std::io::Result<()> {
     let is_new = !path.exists();
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
     let mut line = serde_json::to_string(&Line::of(revocation))?;
     line.push('\n');
     if mend_end(&mut file)? {

@@ -232,3 +232,67 @@ impl CertificateRule {
         wrong.into_iter().flatten().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(rule: &str) -> String {
+        let settings = Settings {
+            certificates: vec![toml::from_str(rule).unwrap()],
+            ..Settings::default()
+        };
+        let problems = settings.problems();
+        assert!(problems.iter().all(|(key, _)| *key == "auth.certificates"));
+        problems.into_iter().map(|(_, problem)| problem).collect()
+    }
+
+    #[test]
+    fn rules_for_certificates_that_nobody_can_mean_are_told() {
+        for good in [
+            "san_uri = 'spiffe://example.com/*'\nsubject = 'svc:{1}'",
+            "common_name = 'brain'",
+            "san_dns = '*.example.com'\ngrants = [{ sessions = ['*'], serve = ['brain'] }]",
+        ] {
+            assert_eq!(wrong(good), "", "{good}");
+        }
+        for (bad, why) in [
+            ("subject = 'a'", "exactly one"),
+            ("san_dns = 'a'\ncommon_name = 'b'", "exactly one"),
+            ("san_dns = '*.*.example.com'", "one `*` at most"),
+            ("san_dns = ''", "not empty"),
+            ("common_name = 'brain'\nsubject = '{1}'", "there is none"),
+            ("common_name = 'brain'\nsubject = '{2}'", "{0} and {1}"),
+            ("common_name = 'brain'\nsubject = 'two words'", "without spaces"),
+            ("common_name = 'brain'\ngrants = [{ can = ['read'] }]", "grant 0"),
+        ] {
+            assert!(wrong(bad).contains(why), "{bad}: {}", wrong(bad));
+        }
+    }
+
+    #[test]
+    fn keys_come_from_where_nobody_else_can_change_them() {
+        for good in [
+            "https://keys.example/a?b=c",
+            "http://127.0.0.1:80/",
+            "http://[::1]/",
+            "http://localhost/keys",
+        ] {
+            assert!(key_url(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "/keys",
+            "keys.example",
+            "http://keys.example/",
+            "http://127.0.0.1.keys.example/",
+            "http://localhost.keys.example/",
+            "http://10.0.0.1/",
+            "ftp://keys.example/",
+            "file:///keys",
+            "https://localhost@keys.example/",
+        ] {
+            assert!(key_url(bad).is_err(), "{bad}");
+        }
+    }
+}

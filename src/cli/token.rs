@@ -11,7 +11,7 @@ use prost_types::Timestamp;
 use serde_json::{Map, Value};
 
 use super::{Failure, output, settings};
-use crate::auth::mint::{self, Claims, KeyWishes, Signer};
+use crate::auth::mint::{self, Claims, KeyWishes, Signer, Unverified};
 use crate::auth::{Authenticator, Grant, Secret};
 use crate::config::{self, Config};
 
@@ -125,7 +125,7 @@ impl Inspect {
         let config = self.settings.load(Config::default())?;
         let token = if self.token == "-" { from_stdin()? } else { self.token };
         let token = token.trim();
-        let (header, claims) = mint::unverified(token)
+        let Unverified { header, claims } = mint::unverified(token)
             .map_err(|wrong| Failure::new(Failure::USAGE, format!("that is no token: {wrong}")))?;
         let about = [
             format!("header     {}\n", Value::Object(header)),

@@ -555,6 +555,20 @@ mod tests {
     }
 
     #[test]
+    fn issuers_are_told_what_is_wrong_with_them_but_not_what_may_be_a_secret() {
+        let issuers = |text: &str| variables(&[("TWINSPAN_AUTH_ISSUERS", text)]);
+        let good = r#"[{ issuer = "us", audience = ["a"], algorithms = ["HS256"], secret_file = "/s" }]"#;
+        let loaded = Config::load(issuers(good)).unwrap();
+        assert_eq!(loaded.config.auth.issuers[0].claim, "twinspan");
+        assert!(loaded.toml().contains("secret_file = \"/s\""));
+        let found = problems(issuers(&good.replace("HS256", "RS256")));
+        let expected = "auth.issuers (environment variable TWINSPAN_AUTH_ISSUERS): \"us\": a secret goes with HS256";
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+        let found = problems(issuers(r#"[{ issuer = "us", secret = "hunter2" }]"#));
+        assert!(found.len() == 1 && !found[0].contains("hunter2"), "{found:?}");
+    }
+
+    #[test]
     fn what_belongs_together_is_given_together() {
         for given in [
             ("TWINSPAN_TLS_CERTIFICATE", "a.pem"),

@@ -15,6 +15,7 @@ mod folding;
 mod harness;
 mod identities;
 mod keys;
+mod minting;
 mod origins;
 mod permissions;
 mod protojson;
@@ -24,6 +25,7 @@ mod sessions;
 mod store;
 mod storm;
 mod tls;
+mod tokens;
 mod upkeep;
 
 /// Runs each scenario over all pairs of faces.
