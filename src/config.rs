@@ -207,7 +207,7 @@ settings! {
     "log.format" ["log-format"] Format log_format,
         "The form of the gateway's own log on stderr: `text` for people, `json` for machines.";
     "log.filter" Filter log_filter,
-        "What the gateway's own log holds: a level (`error`, `warn`, `info`, `debug`, `trace`), or directives such as `info,twinspan::session=debug`. Payloads are never logged.";
+        "What the gateway's own log holds: a level (`error`, `warn`, `info`, `debug`, `trace`), or directives such as `info,twinspan::session=debug`. Payloads and credentials are never logged; what libraries would say at `debug` and `trace` is left out, since it has credentials in it.";
     "tls.certificate" File tls.certificate,
         "The file with the gateway's certificate in PEM, followed by those between it and its root. With it `listen` speaks TLS, for gRPC, WebSocket and HTTP alike. The files named here are looked at every 2 seconds, and taken when they have changed; one that cannot be used leaves the old one in force.";
     "tls.key" File tls.key,

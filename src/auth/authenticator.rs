@@ -1,8 +1,9 @@
 //! The authenticator: credentials go in, identities come out. It knows all issuers, keys and revocations, and keeps them as their
 //! files and URLs have them.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
@@ -15,12 +16,14 @@ use super::jws::Token;
 use super::remote::{Pace, Remote, web};
 use super::revocations::Revocations;
 use super::settings::Settings;
-use super::{API_KEYS, CertificateRule, Grants, Identity, Revocation, certificates, quoted, refused};
+use super::{API_KEYS, CertificateRule, Grants, Identity, Revocation, certificates, mint, quoted, refused};
 use crate::error::{Reason, Refusal};
 use crate::frame::Str;
 
 /// Bytes of a token.
 const TOKEN_BYTES: usize = 16 << 10;
+/// How the credential of a part of this process begins.
+const INSIDER: &str = "tsi_";
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -75,6 +78,8 @@ struct Inner {
     api_keys: Option<ApiKeys>,
     certificates: Vec<CertificateRule>,
     revocations: Revocations,
+    /// Parts of this process, by the hash of what they show.
+    insiders: Mutex<HashMap<String, Identity>>,
     leeway: Duration,
     changes: watch::Sender<u64>,
 }
@@ -127,6 +132,7 @@ impl Authenticator {
                 api_keys,
                 certificates: settings.certificates.clone(),
                 revocations,
+                insiders: Mutex::default(),
                 leeway: settings.leeway,
                 changes: watch::Sender::new(0),
             }))),
@@ -143,6 +149,7 @@ impl Authenticator {
             api_keys: None,
             certificates: Vec::new(),
             revocations: Revocations::in_memory(),
+            insiders: Mutex::default(),
             leeway: Duration::ZERO,
             changes: watch::Sender::new(0),
         }))
@@ -164,7 +171,11 @@ impl Authenticator {
             return Ok(Identity::nobody());
         }
         let said = secret.0.as_str();
-        let identity = if said.starts_with(api_keys::PREFIX) {
+        let identity = if said.starts_with(INSIDER) {
+            let insiders = self.0.insiders.lock().unwrap_or_else(PoisonError::into_inner);
+            let insider = insiders.get(&api_keys::hash(said)).cloned();
+            insider.ok_or_else(|| refused("this credential is not of this process"))?
+        } else if said.starts_with(api_keys::PREFIX) {
             let keys = self
                 .0
                 .api_keys
@@ -190,6 +201,20 @@ impl Authenticator {
         let issuer =
             issuer.ok_or_else(|| refused(format!("the token's issuer is not one of ours: {}", quoted(named))))?;
         issuer.verify(&token, self.0.leeway, now).await
+    }
+
+    /// A credential for a part of this process itself, such as a worker for demonstration. Nobody else knows it, and it is gone with
+    /// the process.
+    pub fn insider(&self, subject: &'static str, grants: Grants) -> String {
+        let secret = format!("{INSIDER}{}", mint::secret().trim_end());
+        let identity = Identity {
+            subject: Str::from_static(subject),
+            grants,
+            ..Identity::nobody()
+        };
+        let mut insiders = self.0.insiders.lock().unwrap_or_else(PoisonError::into_inner);
+        insiders.insert(api_keys::hash(&secret), identity);
+        secret
     }
 
     /// Whom a client certificate stands for, which TLS has verified. None where certificates stand for nobody: then another

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::client::{Backoff, Client, Connection, Error, Sender};
+use crate::client::{Backoff, Client, Connection, Credential, Error, Sender};
 use crate::frame::{Body, Control, Frame, Str, pb};
 
 /// Between two words, so that one sees them come.
@@ -18,9 +18,9 @@ const MAX_IN_FLIGHT: u32 = 256;
 type Key = (Str, Str);
 
 /// Serves the role, over reconnects. Returns only where trying again would not help.
-pub async fn work(url: &str, role: &str) -> Error {
+pub async fn work(url: &str, role: &str, credential: Credential) -> Error {
     let client = match Client::connect_lazy(url) {
-        Ok(client) => client,
+        Ok(client) => client.with_credential(credential),
         Err(error) => return error,
     };
     let mut backoff = Backoff::default();

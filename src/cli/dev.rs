@@ -4,8 +4,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::signals::Signals;
 use super::{Failure, demo, output};
+use crate::auth::{Grant, Grants};
+use crate::client::Credential;
 use crate::config::Config;
 use crate::edge::Pattern;
+use crate::router::Router;
 use crate::server::Server;
 use crate::telemetry;
 
@@ -38,12 +41,28 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     let address = reachable(server.plaintext_addr().unwrap_or(server.local_addr()));
     output::text(&banner(address, routed))?;
     let url = format!("http://{address}");
-    let worker = demo::work(&url, ROLE);
+    let worker = demo::work(&url, ROLE, credential(server.router())?);
     tokio::select! {
         served = server.run(signals.asked_once()) => served?,
         error = worker => return Err(error.into()),
     }
     Ok(())
+}
+
+/// What the worker shows, where peers have to say who they are.
+fn credential(router: &Router) -> Result<Credential, Failure> {
+    let auth = router.auth();
+    if !auth.is_required() {
+        return Ok(Credential::default());
+    }
+    let grant = Grant {
+        sessions: vec!["*".to_owned()],
+        serve: vec![ROLE.to_owned()],
+        ..Grant::default()
+    };
+    let subject = "twinspan-demo";
+    let grants = Grants::new(vec![grant], subject).map_err(|wrong| Failure::new(Failure::USAGE, wrong))?;
+    Ok(Credential::new(&auth.insider(subject, grants))?)
 }
 
 /// Where a program on this machine finds the gateway.

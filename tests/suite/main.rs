@@ -21,6 +21,7 @@ mod permissions;
 mod protojson;
 mod proxies;
 mod requests;
+mod secrets;
 mod sessions;
 mod store;
 mod storm;

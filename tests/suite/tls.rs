@@ -9,7 +9,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -103,6 +103,14 @@ impl Folder {
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         config
+    }
+
+    /// Shows the backend's certificate to whoever asks.
+    fn resolver(&self) -> Arc<rustls::sign::SingleCertAndKey> {
+        let key = PrivateKeyDer::from_pem_file(self.path.join("backend.key")).unwrap();
+        let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        let certificate = rustls::sign::CertifiedKey::new(vec![self.certificate("backend.pem")], key);
+        Arc::new(certificate.into())
     }
 
     async fn peer(&self, gateway: &Gateway, face: Face) -> Peer {
@@ -379,4 +387,46 @@ async fn the_client_says_what_to_do_about_tls() {
     }
     secure.stopped().await;
     open.stopped().await;
+}
+
+#[tokio::test]
+async fn a_certificate_says_who_it_is_on_either_face() {
+    let folder = Folder::new();
+    let gateway = Gateway::with(|config| {
+        folder.serve(config);
+        config.tls.client_ca = Some(folder.path.join("ca.pem"));
+        config.tls.client_certificates = ClientCertificates::Optional;
+        let rule = serde_json::json!({
+            "san_dns": "localhost",
+            "subject": "backend-of-{0}",
+            "grants": [{"sessions": ["s"], "can": ["create", "read", "send"]}],
+        });
+        config.auth.certificates = vec![serde_json::from_value(rule).unwrap()];
+    })
+    .await;
+    let shown = Tls {
+        roots: Some(folder.read("ca.pem")),
+        identity: Some((folder.read("backend.pem"), folder.read("backend.key"))),
+    };
+    let url = format!("https://{}", gateway.address);
+    let client = Client::connect_with(&url, &shown).await.unwrap();
+    let mut connection = client.attach().await.unwrap();
+    let welcome = connection.hello(Default::default()).await.unwrap();
+    assert_eq!(welcome.subject, "backend-of-localhost");
+    assert!(welcome.expires_at.is_some());
+    connection.join("s", Default::default()).await.unwrap();
+    let refused = connection.join("t", Default::default()).await.unwrap_err();
+    assert_eq!(refused.reason, "PERMISSION_DENIED");
+
+    let mut config = folder.client(&ALL, &["http/1.1"]);
+    config.client_auth_cert_resolver = folder.resolver();
+    let socket = connect(&gateway, config).await.unwrap();
+    let mut peer = Peer::websocket_over(Box::new(socket), "localhost/v1/ws", None).await;
+    peer.send(text("s", "x", "hello")).await;
+    assert_eq!(peer.acked("x").await.seq, 1);
+    // Without one, it is as if nothing was said.
+    let mut stranger = folder.peer(&gateway, Face::Json).await;
+    stranger.send(text("s", "x", "hello")).await;
+    assert_eq!(stranger.ended().await.reason().as_deref(), Some("UNAUTHENTICATED"));
+    gateway.stopped().await;
 }

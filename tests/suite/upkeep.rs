@@ -54,6 +54,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "edge",
             "error",
             "frame",
+            "router",
             "server",
             "telemetry",
         ],
