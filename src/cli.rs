@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::{self, Client, Origin, Tls};
+use crate::client::{self, Client, Credential, Origin, Tls};
 use crate::{config, server, telemetry};
 
 const EXIT_CODES: &str = "\
@@ -86,11 +86,26 @@ struct Gateway {
     /// The key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
+    /// A token or an API key to show to the gateway, in a file; or in the variable TWINSPAN_TOKEN
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 impl Gateway {
     async fn connect(&self) -> Result<Client, Failure> {
-        Ok(Client::connect_with(&self.url, &self.tls()?).await?)
+        let credential = self.credential()?;
+        let client = Client::connect_with(&self.url, &self.tls()?).await?;
+        Ok(client.with_credential(credential))
+    }
+
+    /// Never an argument: those can be seen by whoever lists processes.
+    fn credential(&self) -> Result<Credential, Failure> {
+        let secret = match &self.token_file {
+            Some(path) => Some(String::from_utf8_lossy(&read(path)?).into_owned()),
+            None => std::env::var(config::TOKEN_VARIABLE).ok(),
+        };
+        let credential = secret.map(|secret| Credential::new(&secret)).transpose()?;
+        Ok(credential.unwrap_or_default())
     }
 
     fn tls(&self) -> Result<Tls, Failure> {

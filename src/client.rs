@@ -21,16 +21,19 @@
 
 mod backoff;
 mod connection;
+mod credential;
 mod error;
 mod follow;
 mod tls;
 
 use std::time::Duration;
 
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 pub use backoff::Backoff;
 pub use connection::{Connection, Sender};
+pub use credential::Credential;
 pub use error::{Error, Origin};
 pub use follow::{Follow, Followed, Start};
 pub use tls::Tls;
@@ -48,8 +51,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
+    credential: Credential,
     url: String,
 }
+
+/// What calls go through.
+pub type Service = InterceptedService<Channel, Credential>;
 
 impl Client {
     /// Connects to a gateway, such as `http://127.0.0.1:7080` or `https://gateway.example.com`; without a scheme, `http` is meant.
@@ -61,7 +68,11 @@ impl Client {
     pub async fn connect_with(url: &str, tls: &Tls) -> Result<Self, Error> {
         let (endpoint, url) = endpoint(url, tls)?;
         match endpoint.connect().await {
-            Ok(channel) => Ok(Self { channel, url }),
+            Ok(channel) => Ok(Self {
+                channel,
+                credential: Credential::default(),
+                url,
+            }),
             Err(error) => Err(Error::unreachable(&url, &error)),
         }
     }
@@ -71,8 +82,15 @@ impl Client {
         let (endpoint, url) = endpoint(url, &Tls::default())?;
         Ok(Self {
             channel: endpoint.connect_lazy(),
+            credential: Credential::default(),
             url,
         })
+    }
+
+    /// The same client, which shows this credential with all that it sends.
+    #[must_use]
+    pub fn with_credential(self, credential: Credential) -> Self {
+        Self { credential, ..self }
     }
 
     /// Where the gateway is.
@@ -81,18 +99,20 @@ impl Client {
     }
 
     /// The calls: sessions without a connection.
-    pub fn sessions(&self) -> SessionsClient<Channel> {
-        SessionsClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES)
+    pub fn sessions(&self) -> SessionsClient<Service> {
+        SessionsClient::with_interceptor(self.channel.clone(), self.credential.clone())
+            .max_decoding_message_size(MAX_FRAME_BYTES)
     }
 
     /// The calls of operators: workers, and what was counted.
-    pub fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES)
+    pub fn admin(&self) -> AdminClient<Service> {
+        AdminClient::with_interceptor(self.channel.clone(), self.credential.clone())
+            .max_decoding_message_size(MAX_FRAME_BYTES)
     }
 
     /// Opens a connection: frames in both directions.
     pub async fn attach(&self) -> Result<Connection, Error> {
-        Connection::open(self.channel.clone()).await
+        Connection::open(self.channel.clone(), &self.credential).await
     }
 
     /// Follows a session from outside of it, over reconnects, without gaps and duplicates.

@@ -26,6 +26,9 @@ use kind::{
 pub use kind::{ClientCertificates, LogFormat, TlsVersion, parse_duration};
 pub use load::{Errors, Flag, Inputs, Loaded, Problem, Source};
 
+/// The variable by which the commands are told a credential: nobody's setting.
+pub const TOKEN_VARIABLE: &str = "TWINSPAN_TOKEN";
+
 /// The settings in force.
 #[derive(Clone, Debug)]
 pub struct Config {

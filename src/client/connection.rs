@@ -9,7 +9,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
-use super::{Error, MAX_FRAME_BYTES};
+use super::{Credential, Error, MAX_FRAME_BYTES};
 use crate::frame::{Body, Control, Frame, Str, pb};
 
 /// Frames that wait to be written; beyond it, `send` waits.
@@ -38,14 +38,15 @@ impl Sender {
 }
 
 impl Connection {
-    pub(super) async fn open(channel: Channel) -> Result<Self, Error> {
+    pub(super) async fn open(channel: Channel, credential: &Credential) -> Result<Self, Error> {
         let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_FRAME_BYTES);
         let not_ready = |error: tonic::transport::Error| Error::from(tonic::Status::from_error(error.into()));
         grpc.ready().await.map_err(not_ready)?;
         let (sender, outgoing) = mpsc::channel(OUTGOING_FRAMES);
         let path = PathAndQuery::from_static("/twinspan.v1.Gateway/Attach");
         let codec = ProstCodec::<Frame, Frame>::default();
-        let request = tonic::Request::new(ReceiverStream::new(outgoing));
+        let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+        credential.show(&mut request);
         let frames = grpc.streaming(request, path, codec).await?.into_inner();
         Ok(Self {
             sender: Sender(sender),

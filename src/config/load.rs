@@ -202,7 +202,7 @@ impl Loading {
 
     fn variables(&mut self, variables: Vec<(String, String)>) {
         for (name, value) in variables {
-            if !name.starts_with("TWINSPAN_") || is_service_link(&name) {
+            if !name.starts_with("TWINSPAN_") || is_service_link(&name) || name == super::TOKEN_VARIABLE {
                 continue;
             }
             let source = Source::Variable(name.clone());

@@ -6,14 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -40,6 +41,8 @@ pub async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// A running gateway, which is drained when it is stopped.
 pub struct Gateway {
     pub address: SocketAddr,
+    /// Beside TLS.
+    pub plaintext: Option<SocketAddr>,
     pub router: Router,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
@@ -65,6 +68,7 @@ impl Gateway {
         };
         let server = server.expect("the gateway must start");
         let (address, router) = (server.local_addr(), server.router().clone());
+        let plaintext = server.plaintext_addr();
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
             let run = server.run(async { drop(stopped.await) });
@@ -72,6 +76,7 @@ impl Gateway {
         });
         Self {
             address,
+            plaintext,
             router,
             stop: Some(stop),
             running,
@@ -208,10 +213,14 @@ enum Wire {
         tasks: Tasks,
     },
     WebSocket {
-        socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+        socket: Box<WebSocketStream<Box<dyn Io>>>,
         binary: bool,
     },
 }
+
+/// What a WebSocket is spoken over.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// The tasks of a gRPC connection; without them, its socket is closed.
 #[derive(Clone, Default)]
@@ -280,8 +289,12 @@ impl Peer {
 
     /// A stream, or the status that it was refused with.
     pub async fn grpc(address: SocketAddr, token: Option<&str>) -> Result<Self, Status> {
+        Self::grpc_at(Endpoint::from_shared(format!("http://{address}")).unwrap(), token).await
+    }
+
+    /// A peer that dials the endpoint.
+    pub async fn grpc_at(endpoint: Endpoint, token: Option<&str>) -> Result<Self, Status> {
         let tasks = Tasks::default();
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let endpoint = endpoint.executor(tasks.clone());
         let channel = patiently("a gRPC connection", endpoint.connect()).await.unwrap();
         let mut client = tonic::client::Grpc::new(channel);
@@ -302,13 +315,19 @@ impl Peer {
     }
 
     pub async fn websocket(address: SocketAddr, query: &str, protocol: Option<&str>) -> Self {
-        let mut request = format!("ws://{address}/v1/ws{query}").into_client_request().unwrap();
+        let socket = TcpStream::connect(address).await.unwrap();
+        Self::websocket_over(Box::new(socket), &format!("{address}/v1/ws{query}"), protocol).await
+    }
+
+    /// A peer that shakes hands over a connection which is there already.
+    pub async fn websocket_over(io: Box<dyn Io>, place: &str, protocol: Option<&str>) -> Self {
+        let mut request = format!("ws://{place}").into_client_request().unwrap();
         if let Some(protocol) = protocol {
             request
                 .headers_mut()
                 .insert("sec-websocket-protocol", protocol.parse().unwrap());
         }
-        let (socket, _) = patiently("the handshake", tokio_tungstenite::connect_async(request))
+        let (socket, _) = patiently("the handshake", tokio_tungstenite::client_async(request, io))
             .await
             .unwrap();
         let binary = protocol.is_some_and(|protocol| protocol.contains("twinspan.v1.proto"));

@@ -1,5 +1,6 @@
 //! The integration tests, one binary: scenarios that are written once and run over both faces, the calls, the edges that
-//! strangers touch, the store's failures, processes that are killed and stopped, a storm, and frames in both forms.
+//! strangers touch, TLS, proxies and origins, the store's failures, processes that are killed and stopped, a storm, and frames in
+//! both forms.
 
 #![allow(clippy::unwrap_used, reason = "in tests")]
 
@@ -15,12 +16,15 @@ mod harness;
 mod identities;
 mod keys;
 mod minting;
+mod origins;
 mod permissions;
 mod protojson;
+mod proxies;
 mod requests;
 mod sessions;
 mod store;
 mod storm;
+mod tls;
 mod tokens;
 mod upkeep;
 
