@@ -274,7 +274,7 @@ mod tests {
     use futures_util::future::join_all;
 
     use super::*;
-    use crate::auth::tests::{Answer, Publisher, set_of};
+    use crate::auth::tests::{Answer, Folder, Publisher, set_of};
 
     const NEVER: Duration = Duration::from_secs(3600);
 
@@ -406,5 +406,19 @@ mod tests {
             assert_eq!(has(&remote(&publisher, EAGER), "a").await, is_taken);
         }
         assert_eq!(elsewhere.asked(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_publishes_must_be_somebody_who_is_trusted() {
+        let (publisher, authority) = Publisher::with_tls(set_of(&["a"])).await;
+        let folder = Folder::new("ca");
+        let ca = folder.write("ca.pem", &authority);
+        let by = |ca: Option<&Path>| Remote::new("them", publisher.url.parse().unwrap(), web(ca).unwrap(), EAGER);
+        assert_eq!(has(&by(Some(&ca)), "a").await, Ok(true));
+        assert_eq!(has(&by(None), "a").await, Err(Reason::AuthUnavailable));
+        for wrong in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            assert!(web(Some(&folder.write("ca.pem", wrong))).is_err(), "{wrong}");
+        }
+        assert!(web(Some(&folder.path("none.pem"))).is_err());
     }
 }

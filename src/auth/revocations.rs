@@ -218,8 +218,8 @@ impl Revocations {
         };
         // Under the lock, so that the file has the lines in the order in which they count; revoking is rare.
         if let Some(file) = &self.file {
+            // Not taken for read: somebody else may have written to it too.
             append(file.path(), &revocation).map_err(|error| unwritten(file, &error))?;
-            file.mark();
         }
         known.insert(key, revocation);
         Ok(())
@@ -513,9 +513,14 @@ mod tests {
         revocations.revoke(Revocation::of_token("t"), at(0)).unwrap();
         assert!(revocations.list().iter().all(|revocation| revocation.durable));
         assert!(!revocations.look(at(0)), "what it wrote itself is no news");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{text}{{\"token_id\":\"of-others\"}}\n")).unwrap();
+        revocations.revoke(Revocation::of_token("t"), at(0)).unwrap();
+        assert!(revocations.look(at(0)), "what others wrote just before is");
+        assert!(!is_good(&revocations, &identity("b", "of-others", None)));
         let again = Revocations::open(Some(&path), at(0)).unwrap();
         assert!(!is_good(&again, &identity("a", "", None)) && !is_good(&again, &identity("b", "t", None)));
-        assert_eq!(Revocations::open(Some(&path), at(1_000)).unwrap().list().len(), 1);
+        assert_eq!(Revocations::open(Some(&path), at(1_000)).unwrap().list().len(), 2);
         let text = fs::read_to_string(&path).unwrap();
         folder.write("revoked.jsonl", &format!("{text}{{\"token_id\":\"u\"}}\n"));
         assert!(revocations.look(at(0)));

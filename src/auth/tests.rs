@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 /// A folder of a test's own; it is gone when the test is.
 pub struct Folder(PathBuf);
@@ -64,8 +65,30 @@ pub struct Publisher {
 
 impl Publisher {
     pub async fn new(answer: Answer) -> Self {
+        Self::serve(answer, None).await
+    }
+
+    /// The same over https; also the authority's certificate, in PEM.
+    pub async fn with_tls(answer: Answer) -> (Self, String) {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.self_signed(&pair).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(pair.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        let tls = TlsAcceptor::from(Arc::new(config));
+        (Self::serve(answer, Some(tls)).await, certificate.pem())
+    }
+
+    async fn serve(answer: Answer, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}/keys", listener.local_addr().unwrap());
         let answer = Arc::new(Mutex::new(answer));
         let (count, asked) = watch::channel(0);
         let current = Arc::clone(&answer);
@@ -74,7 +97,18 @@ impl Publisher {
                 let (stream, _) = listener.accept().await.unwrap();
                 count.send_modify(|count| *count += 1);
                 let answer = current.lock().unwrap().clone();
-                tokio::spawn(serve(stream, answer));
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(stream, answer).await,
+                        // Who does not trust it hangs up.
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, answer).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self {
@@ -105,7 +139,7 @@ impl Drop for Publisher {
     }
 }
 
-async fn serve(mut stream: TcpStream, answer: Answer) {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: Answer) {
     let mut request = [0; 4096];
     if stream.read(&mut request).await.is_err() {
         return;
@@ -117,6 +151,7 @@ async fn serve(mut stream: TcpStream, answer: Answer) {
         Answer::Silence => std::future::pending().await,
     };
     stream.write_all(said.as_bytes()).await.ok();
+    stream.shutdown().await.ok();
 }
 
 /// A set with an Ed25519 key by each of these names.

@@ -492,6 +492,28 @@ async fn issuers_do_not_lend_each_other_their_keys() {
 }
 
 #[tokio::test]
+async fn an_issuer_whose_keys_cannot_be_had_harms_no_other() {
+    let folder = Folder::new();
+    let pair = Pair::new(Algorithm::ES256);
+    let path = folder.write("key.pem", &pair.public);
+    // Nobody listens there any more.
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut settings = settings(json!({ "key_file": path, "algorithms": ["ES256"] }));
+    let mut other = settings.issuers[0].clone();
+    (other.issuer, other.key_file) = ("https://gone.example".to_owned(), None);
+    other.jwks_url = Some(format!("http://{gone}/keys"));
+    settings.issuers.push(other);
+    let authenticator = Authenticator::open(&settings).await.unwrap();
+    let header = json!({ "alg": "ES256", "kid": "k" });
+    let theirs = pair.sign(&header, &but(json!({ "iss": "https://gone.example" })));
+    let refusal = try_at(&authenticator, &theirs, NOW).await.unwrap_err();
+    assert_eq!(refusal.reason, Reason::AuthUnavailable);
+    assert_eq!(refusal.details, [("issuer", "https://gone.example".to_owned())]);
+    assert!(refusal.retry_after.is_some());
+    taken(&authenticator, &pair.sign(&header, &claims())).await;
+}
+
+#[tokio::test]
 async fn settings_that_would_be_unsafe_are_refused_and_all_told() {
     let folder = Folder::new();
     let pair = Pair::new(Algorithm::ES256);
