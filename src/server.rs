@@ -2,32 +2,35 @@
 //!
 //! `bind` checks what can be checked and knows the address; `run` serves until its future ends, and returns after the drain.
 
+mod door;
+mod usage;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router as HttpRouter;
-use http::Request;
-use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
-use tower_service::Service;
 
 use crate::config::Config;
 use crate::frame::pb::admin_server::AdminServer;
 use crate::frame::pb::sessions_server::SessionsServer;
 use crate::frame::{DESCRIPTORS, Types};
+use crate::limits::Limits;
 use crate::log::{Log, Memory};
-use crate::router::{Life, Parts, Router};
+use crate::router::{Admitted, Parts, Router, Trust};
 use crate::transport::grpc::stub::gateway_server::GatewayServer;
 use crate::transport::tcp::Tcp;
 use crate::transport::{grpc, http as plain};
+
+use door::Door;
+use usage::{Counted, Usage};
 
 /// Why a server cannot start or go on.
 #[derive(Debug)]
@@ -117,7 +120,7 @@ impl Server {
 }
 
 async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error> {
-    let limit = router.limits().frame_bytes;
+    let (limit, call) = (router.limits().frame_bytes, router.limits().call);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<GatewayServer<grpc::Attach>>().await;
     health.set_serving::<SessionsServer<grpc::Calls>>().await;
@@ -140,7 +143,9 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
             .add_service(reflection().build_v1().map_err(unreflected)?)
             .add_service(reflection().build_v1alpha().map_err(unreflected)?)
             .into_axum_router()
-            .layer(axum::middleware::map_request(async |request| grpc::note_end(request)))
+            .layer(axum::middleware::map_request(move |request| {
+                std::future::ready(grpc::note_end(request, call))
+            }))
             .layer(tonic_web::GrpcWebLayer::new());
     // Added after the layer, which answers 400 to all HTTP/1 that is not gRPC-Web.
     let all = grpc.merge(plain::routes(router)).fallback(plain::not_found);
@@ -148,12 +153,19 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
 }
 
 async fn accept(listener: &TcpListener, router: &Router, services: HttpRouter, closed: watch::Receiver<bool>) {
+    let door = Door::new();
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let serving = serve(stream, peer, router.clone(), services.clone(), closed.clone());
-                tokio::spawn(serving);
-            }
+            Ok((stream, peer)) => match router.admission().admit(peer.ip(), Trust::Client) {
+                Ok(admitted) => {
+                    let visitor = Visitor { stream, peer, admitted };
+                    tokio::spawn(serve(visitor, router.clone(), services.clone(), closed.clone()));
+                }
+                Err(refusal) => {
+                    tracing::debug!(%peer, %refusal, "turned away");
+                    door.turn_away(stream, &refusal);
+                }
+            },
             Err(error) => {
                 // Out of file descriptors, or a peer that was too quick: neither ends the gateway.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -163,89 +175,92 @@ async fn accept(listener: &TcpListener, router: &Router, services: HttpRouter, c
     }
 }
 
-/// Serves one TCP connection: HTTP/1.1 or HTTP/2, as it turns out.
-async fn serve(
+/// A TCP connection that was let in.
+struct Visitor {
     stream: TcpStream,
     peer: SocketAddr,
-    router: Router,
-    services: HttpRouter,
-    mut closed: watch::Receiver<bool>,
-) {
-    let (stream, life) = match Tcp::new(stream, &router) {
-        Ok(connection) => connection,
-        Err(error) => return tracing::debug!(%peer, %error, "the peer is gone already"),
-    };
-    let limits = router.limits();
-    let asked = Arc::new(AtomicBool::new(false));
-    let service = TowerToHyperService::new(Asked {
-        inner: services,
-        asked: Arc::clone(&asked),
-        life,
-    });
+    admitted: Admitted,
+}
+
+/// What an HTTP/2 stream may have in its buffer to be sent.
+const SEND_BUFFER: usize = 128 << 10;
+/// What an HTTP/2 stream, and all of a connection's together, may send before it is read.
+const WINDOW: u32 = 1 << 20;
+
+fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(limits.header_bytes)
         .header_read_timeout(limits.handshake);
     builder
         .http2()
         .timer(TokioTimer::new())
         .enable_connect_protocol()
-        .max_concurrent_streams(256)
+        .max_concurrent_streams(limits.http2_streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(limits.http2_streams as usize)
+        .max_local_error_reset_streams(limits.http2_resets_per_second as usize * 2)
+        .max_send_buf_size(SEND_BUFFER)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         // Who holds requests and says nothing must be seen to live a few times within its lease.
         .keep_alive_interval(limits.heartbeat.min(limits.shortest_lease() / 3))
         .keep_alive_timeout(limits.heartbeat);
+    builder
+}
+
+/// Serves one TCP connection: HTTP/1.1 or HTTP/2, as it turns out.
+async fn serve(visitor: Visitor, router: Router, services: HttpRouter, mut closed: watch::Receiver<bool>) {
+    let Visitor { stream, peer, admitted } = visitor;
+    let (stream, life) = match Tcp::new(stream, &router, admitted) {
+        Ok(connection) => connection,
+        Err(error) => return tracing::debug!(%peer, %error, "the peer is gone already"),
+    };
+    let usage = Usage::default();
+    let service = TowerToHyperService::new(Counted::new(services, router.clone(), usage.clone(), life));
+    let builder = builder(router.limits());
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let silence = async {
-        tokio::time::sleep(limits.handshake).await;
-        if asked.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
+    let is_silent = tokio::select! {
         ended = connection.as_mut() => {
             if let Err(error) = ended {
                 tracing::debug!(%peer, %error, "connection ended");
             }
+            return;
         }
-        () = silence => tracing::debug!(%peer, "connected, and asked for nothing: closed"),
-        () = asked_to_close(&mut closed) => {
-            connection.as_mut().graceful_shutdown();
-            if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, connection).await {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
+        is_silent = unused(&router, &usage) => is_silent,
+        () = asked_to_close(&mut closed) => false,
+    };
+    if is_silent {
+        return tracing::debug!(%peer, "connected, and asked for nothing: closed");
+    }
+    connection.as_mut().graceful_shutdown();
+    if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, connection).await {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// Waits until a connection is of no use: whether it never was of any.
+async fn unused(router: &Router, usage: &Usage) -> bool {
+    let limits = router.limits();
+    tokio::time::sleep(limits.handshake).await;
+    if !usage.has_asked() {
+        return true;
+    }
+    loop {
+        let idle = usage.idle(router.uptime(router.now()));
+        if idle >= limits.idle {
+            return false;
         }
+        tokio::time::sleep(limits.idle - idle).await;
     }
 }
 
 async fn asked_to_close(closed: &mut watch::Receiver<bool>) {
     // A sender that is gone asks for the same.
     drop(closed.wait_for(|closed| *closed).await);
-}
-
-/// Notes that the peer has asked for something, and gives its requests the life of the connection.
-#[derive(Clone)]
-struct Asked {
-    inner: HttpRouter,
-    asked: Arc<AtomicBool>,
-    life: Life,
-}
-
-impl Service<Request<Incoming>> for Asked {
-    type Response = <HttpRouter as Service<Request<Incoming>>>::Response;
-    type Error = <HttpRouter as Service<Request<Incoming>>>::Error;
-    type Future = <HttpRouter as Service<Request<Incoming>>>::Future;
-
-    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-        <HttpRouter as Service<Request<Incoming>>>::poll_ready(&mut self.inner, cx)
-    }
-
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        self.asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(self.life.clone());
-        self.inner.call(request)
-    }
 }
 
 /// How long connections may take to be told the last word.

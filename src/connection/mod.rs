@@ -5,6 +5,7 @@
 
 mod drive;
 mod outgoing;
+mod pace;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use bytes::Bytes;
 
 pub use drive::{Drive, Incoming, Inlet};
 pub use outgoing::{asked, cancel};
+
+use pace::{Pace, TooFast, Who};
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Control, Frame, Rules, Str, Undecodable, check_id, check_name, pb};
@@ -34,6 +37,15 @@ pub enum Message {
     Binary(Bytes),
 }
 
+impl Message {
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// The reading side of a connection. Its writing side is the link.
 pub struct Connection {
     router: Router,
@@ -47,6 +59,7 @@ pub struct Connection {
     /// The session of frames that name none.
     session: Str,
     ignore_unknown: bool,
+    pace: Pace,
 }
 
 impl Connection {
@@ -61,6 +74,7 @@ impl Connection {
             worker: link.name().clone(),
             session: Str::EMPTY,
             ignore_unknown: false,
+            pace: Pace::default(),
             link,
         }
     }
@@ -99,13 +113,36 @@ impl Connection {
             Message::Text(text) => Frame::from_json(text, &rules),
             Message::Binary(bytes) => Frame::from_wire(bytes, &rules),
         };
-        match decoded {
-            Ok(frame) => self.receive_frame(frame),
-            Err(Undecodable {
-                refusal,
-                id,
-                session_id,
-            }) => self.refuse(&id, &session_id, &refusal),
+        let too_fast = self.too_fast(message.len());
+        match (decoded, too_fast) {
+            (Ok(frame), None) => self.receive_frame(frame),
+            (Ok(frame), Some(refusal)) => self.refuse(&frame.id, &frame.session_id, &refusal),
+            (
+                Err(Undecodable {
+                    refusal,
+                    id,
+                    session_id,
+                }),
+                too_fast,
+            ) => self.refuse(&id, &session_id, &too_fast.unwrap_or(refusal)),
+        }
+    }
+
+    /// Why a frame of this size cannot be taken now. A peer that does not heed it is ended.
+    fn too_fast(&mut self, bytes: usize) -> Option<Refusal> {
+        let who = match self.serves.is_empty() {
+            true => Who::Client,
+            false => Who::Worker,
+        };
+        let now = self.router.uptime(self.batch.now);
+        match self.pace.frame(bytes, (who, self.router.limits()), now) {
+            Ok(()) => None,
+            Err(TooFast::Refuse(refusal)) => Some(refusal),
+            Err(TooFast::End(refusal)) => {
+                tracing::debug!(connection = %self.link.name(), %refusal, "too fast; disconnected");
+                self.link.end(Some(refusal.clone()));
+                Some(refusal)
+            }
         }
     }
 
@@ -219,6 +256,10 @@ impl Connection {
     fn join(&mut self, id: &Str, session: &Str, join: pb::Join) -> Result<(), Refusal> {
         let session = self.session_of(session)?;
         let joining = joining(join, self.link.name())?;
+        if joining.start.after.is_none() {
+            // Who resumes was here before, and goes on.
+            self.router.check_memory()?;
+        }
         self.router.join(&self.link, &session, joining, id, &mut self.batch)
     }
 

@@ -4,11 +4,14 @@
 //! Nothing here knows a transport. Every method computes under its locks, and acts after it has let go (docs/ARCHITECTURE.md
 //! has their order).
 
+mod admission;
 mod batch;
 mod counters;
+mod held;
 mod link;
 mod live;
 mod members;
+mod memory;
 mod publish;
 mod requests;
 mod seat;
@@ -20,12 +23,13 @@ mod workers;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
+pub use admission::{Admission, Admitted, Client, Trust};
 pub use batch::Batch;
 pub use link::{Form, Link, Socket};
 pub use live::Live;
@@ -91,8 +95,11 @@ struct Inner {
     gateway: Arc<pb::Address>,
     next_id: AtomicU64,
     started: Instant,
-    /// The coarse clock: ticks since the start, moved on by the ticker.
-    tick: Arc<AtomicU32>,
+    clock: Arc<timers::Clock>,
+    admission: Admission,
+    memory: memory::Memory,
+    /// Bytes of all open requests.
+    request_bytes: held::Bytes,
     draining: AtomicBool,
 }
 
@@ -120,6 +127,9 @@ impl Router {
                 waiting: limits.waiting,
                 affinity_keys: limits.affinity_keys,
             })),
+            clock: Arc::new(timers::Clock::new(&limits)),
+            admission: Admission::new(&limits),
+            memory: memory::Memory::new(limits.memory),
             limits: Arc::new(limits),
             log,
             types,
@@ -142,7 +152,7 @@ impl Router {
             gateway: Arc::new(gateway),
             next_id: AtomicU64::new(1),
             started: clock().mono,
-            tick: Arc::new(AtomicU32::new(0)),
+            request_bytes: Arc::default(),
             draining: AtomicBool::new(false),
         });
         let router = Self { inner };
@@ -171,12 +181,32 @@ impl Router {
     }
 
     fn tick(&self) -> u32 {
-        self.inner.tick.load(Ordering::Relaxed)
+        self.inner.clock.tick()
     }
 
     /// The life of a connection that is there now.
     pub fn life(&self) -> Life {
-        Life::new(Arc::clone(&self.inner.tick))
+        Life::new(Arc::clone(&self.inner.clock))
+    }
+
+    /// Who is let in, and from where.
+    pub fn admission(&self) -> &Admission {
+        &self.inner.admission
+    }
+
+    /// A peer was disconnected for a flood.
+    pub fn count_flood(&self) {
+        self.inner.clock.floods.count();
+    }
+
+    /// How many peers were disconnected for a flood since the start.
+    pub fn floods(&self) -> u64 {
+        self.inner.clock.floods.value()
+    }
+
+    /// How long the router runs.
+    pub fn uptime(&self, now: Now) -> Duration {
+        now.mono.saturating_duration_since(self.inner.started)
     }
 
     fn later(&self) -> Arc<timers::Later> {
@@ -225,6 +255,7 @@ impl Router {
         if let Some(live) = shard.get(session) {
             return Ok((Arc::clone(live), false));
         }
+        self.check_memory()?;
         let limit = self.inner.limits.sessions;
         if self.inner.session_count.fetch_add(1, Ordering::Relaxed) >= limit {
             self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
@@ -232,7 +263,8 @@ impl Router {
                 Reason::TooManySessions,
                 format!("the gateway has {limit} sessions, the most it may have"),
             )
-            .with("limit", limit.to_string()));
+            .with("limit", limit.to_string())
+            .with("setting", "limits.sessions"));
         }
         let now = self.now();
         let id = session.detached();
@@ -256,6 +288,8 @@ impl Router {
     /// Lets a connection in, if there may be one more. With a socket, it is written to; without, `Link::poll_take` gives out
     /// what there is for it. The life is that of whatever carries it.
     pub fn attach(&self, form: Form, socket: Option<Pin<Box<dyn Socket>>>, life: Life) -> Result<Arc<Link>, Refusal> {
+        self.check_memory()?;
+        let place = life.client().map(Client::link).transpose()?;
         let limit = self.inner.limits.connections;
         let mut admitted = false;
         self.inner.link_count.send_modify(|count| {
@@ -265,13 +299,15 @@ impl Router {
         if !admitted {
             return Err(too_many_connections(limit));
         }
-        let link = Arc::new(Link::new(self, form, socket, life));
+        let link = Arc::new(Link::new(self, form, socket, (life, place)));
         self.links(link.id()).insert(link.id(), Arc::clone(&link));
         Ok(link)
     }
 
-    /// Whether a connection would be let in now.
-    pub fn check_room(&self) -> Result<(), Refusal> {
+    /// Whether a connection with this life would be let in now.
+    pub fn check_room(&self, life: &Life) -> Result<(), Refusal> {
+        self.check_memory()?;
+        life.client().map(Client::link).transpose()?;
         let limit = self.inner.limits.connections;
         let has_room = *self.inner.link_count.borrow() < limit;
         match has_room {
@@ -356,7 +392,7 @@ fn all<K, V: Clone>(shards: &[Mutex<HashMap<K, V>>]) -> Vec<V> {
 
 fn too_many_connections(limit: usize) -> Refusal {
     let text = format!("the gateway has {limit} connections, the most it may have");
-    Refusal::new(Reason::TooManyConnections, text).with("limit", limit.to_string())
+    Refusal::limit(Reason::TooManyConnections, text, ("limits.connections", limit as u64)).after(Duration::from_secs(1))
 }
 
 #[allow(clippy::disallowed_methods, reason = "here the shell asks")]

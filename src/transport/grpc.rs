@@ -3,10 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::{Buf, BufMut, Bytes};
+use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -82,10 +84,43 @@ impl Decoder for FrameCodec {
 #[derive(Clone, Debug, Default)]
 struct Ended(Arc<AtomicBool>);
 
-/// The body of a request, which notes how it ends.
+/// The body of a request, which notes how it ends, and of a unary call ends in time.
 struct Half {
     body: Body,
     ended: Ended,
+    due: Due,
+}
+
+/// Until when a body is to have come.
+enum Due {
+    Never,
+    /// So long after it was first waited for.
+    After(Duration),
+    At(Pin<Box<Sleep>>, Duration),
+}
+
+impl Due {
+    /// What the streams say comes when it comes; the messages of all other methods are to come at once.
+    fn of(path: &str, call: Duration) -> Self {
+        let unary = ["/twinspan.v1.Sessions/", "/twinspan.v1.Admin/"];
+        match unary.iter().any(|service| path.starts_with(service)) {
+            true => Self::After(call),
+            false => Self::Never,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        if let Self::After(call) = *self {
+            *self = Self::At(Box::pin(tokio::time::sleep(call)), call);
+        }
+        let Self::At(sleep, call) = self else {
+            return Poll::Pending;
+        };
+        ready!(sleep.as_mut().poll(cx));
+        let seconds = call.as_secs();
+        let text = format!("the request of the call did not arrive within {seconds} s; send it again");
+        Poll::Ready(Refusal::limit(Reason::CallTimeout, text, ("limits.call", seconds)))
+    }
 }
 
 impl HttpBody for Half {
@@ -100,6 +135,12 @@ impl HttpBody for Half {
         if polled.is_ready() && self.body.is_end_stream() {
             self.ended.0.store(true, Ordering::Relaxed);
         }
+        if polled.is_pending()
+            && let Poll::Ready(refusal) = self.due.poll(cx)
+        {
+            // tonic finds the status among the sources of what it is given.
+            return Poll::Ready(Some(Err(axum::Error::new(refusal.to_status()))));
+        }
         polled
     }
 
@@ -112,13 +153,14 @@ impl HttpBody for Half {
     }
 }
 
-/// Has the request note how its body ends.
-pub fn note_end(mut request: http::Request<Body>) -> http::Request<Body> {
+/// Has the request note how its body ends, and, of a unary call, end in time.
+pub fn note_end(mut request: http::Request<Body>, call: Duration) -> http::Request<Body> {
     // In HTTP/1.1, a body that is cut short is an error of its own.
     let is_sure = request.version() != http::Version::HTTP_2;
     let ended = Ended(Arc::new(AtomicBool::new(is_sure)));
     request.extensions_mut().insert(ended.clone());
-    request.map(|body| Body::new(Half { body, ended }))
+    let due = Due::of(request.uri().path(), call);
+    request.map(|body| Body::new(Half { body, ended, due }))
 }
 
 /// Serves `Gateway.Attach`.
@@ -212,7 +254,8 @@ fn broken(status: &Status, limit: usize) -> Incoming {
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => Incoming::Broken(
             Refusal::new(Reason::FrameTooLarge, format!("a frame may have {limit} bytes at most"))
-                .with("limit", limit.to_string()),
+                .with("limit", limit.to_string())
+                .with("setting", "limits.frame_bytes"),
         ),
         Code::Cancelled | Code::Unavailable | Code::Unknown => Incoming::Closed(Bytes::new()),
         _ => Incoming::Broken(Refusal::new(
