@@ -1,9 +1,12 @@
-//! The process's own log: where it goes, in which form, and what it holds. It never holds payloads or tokens.
+//! The process's own log: where it goes, in which form, and what it holds. It never holds payloads or tokens, and nothing that a
+//! peer says can end a line of it or reach the terminal as a control character.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use crate::config::{Config, LogFormat};
 
@@ -26,8 +29,81 @@ pub fn init(config: &Config) -> Result<(), Error> {
         .with_env_filter(filter)
         .with_writer(io::stderr);
     match config.log_format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => log
+            .with_ansi(io::stderr().is_terminal())
+            .fmt_fields(debug_fn(write_field).delimited(" "))
+            .try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     }
     .map_err(|error| Error(error.to_string()))
+}
+
+/// Writes a field as text. What it shows may be a peer's words.
+fn write_field(writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn fmt::Debug) -> fmt::Result {
+    if field.name() != "message" {
+        write!(writer, "{field}=")?;
+    }
+    for part in format!("{value:?}").chars() {
+        match is_plain(part) {
+            true => writer.write_char(part)?,
+            false => write!(writer, "{}", part.escape_default())?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether a character stands for itself: one that controls a terminal, ends a line or turns the direction of the text does
+/// not.
+fn is_plain(part: char) -> bool {
+    let turns = matches!(part, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let breaks = matches!(part, '\u{2028}' | '\u{2029}');
+    !part.is_control() && !turns && !breaks
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_peers_say_cannot_forge_a_line() {
+        let lines = Lines::default();
+        let made = lines.clone();
+        let log = tracing_subscriber::fmt()
+            .with_writer(move || made.clone())
+            .with_ansi(false)
+            .fmt_fields(debug_fn(write_field).delimited(" "))
+            .finish();
+        let evil = "x\r\n2026-01-01 ERROR forged \u{1b}[2J\u{7}\u{9b}\u{202e}\u{2028}";
+        tracing::subscriber::with_default(log, || {
+            tracing::info!(client = %evil, other = ?evil, plain = "é€😀", number = 7, "hello {evil}");
+            let span = tracing::info_span!("call", name = %evil);
+            let _inside = span.enter();
+            tracing::warn!("in a span");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text:?}");
+        let raw = text.chars().find(|part| *part != '\n' && !is_plain(*part));
+        assert_eq!(raw, None, "{text:?}");
+        assert!(text.contains("plain=\"é€😀\" number=7"), "{text}");
+        assert!(
+            text.contains(r"client=x\r\n2026-01-01 ERROR forged \u{1b}[2J\u{7}"),
+            "{text}"
+        );
+    }
 }

@@ -5,6 +5,7 @@
 
 mod account;
 mod actors;
+mod attacks;
 mod calls;
 mod drain;
 mod edges;
@@ -12,7 +13,9 @@ mod endings;
 mod faults;
 mod folding;
 mod harness;
+mod limits;
 mod protojson;
+mod raw;
 mod requests;
 mod sessions;
 mod store;
