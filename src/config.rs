@@ -294,6 +294,44 @@ settings! {
         "How long a worker has to end a cancelled request by itself, where the cancel does not say.";
     "limits.affinity_keys" Count limits.affinity_keys,
         "Affinity keys of one role of which the gateway remembers the worker. The oldest are forgotten first.";
+    "limits.sockets" Count limits.sockets,
+        "TCP connections of the whole gateway, whatever they carry. One more is closed at once; some are told so by an HTTP 503.";
+    "limits.connections_per_ip" Count limits.connections_per_ip,
+        "TCP connections of one client address, and as many WebSockets and streams; of IPv6, a /64 is one address. One more TCP connection is closed at once; some are told so by an HTTP 429.";
+    "limits.connects_per_second" Count limits.connects_per_second,
+        "New TCP connections of one client address in a second, with a burst of five seconds' worth.";
+    "limits.http2_streams" Count limits.http2_streams,
+        "Streams that one HTTP/2 connection may have open: calls, streams and WebSockets over HTTP/2.";
+    "limits.http2_resets_per_second" Count limits.http2_resets_per_second,
+        "Streams of one HTTP/2 connection that its peer resets, or brings the gateway to reset, in a second, with a burst of two seconds' worth. Beyond it, the connection ends (GOAWAY with ENHANCE_YOUR_CALM).";
+    "limits.http2_control_per_second" Count limits.http2_control_per_second,
+        "HTTP/2 frames of one connection in a second that carry no data (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones), beyond those that the data of either side accounts for, with a burst of two seconds' worth. Beyond it, the connection ends (GOAWAY with ENHANCE_YOUR_CALM).";
+    "limits.header_bytes" Bytes limits.header_bytes,
+        "Bytes of the headers of one request. Larger ones are answered with HTTP 431, or end the connection.";
+    "limits.fragments" Count limits.fragments,
+        "Fragments of one WebSocket message. Beyond it, the connection ends with PROTOCOL_FLOOD.";
+    "limits.ws_control_per_second" Count limits.ws_control_per_second,
+        "Pings, pongs and empty fragments of one WebSocket in a second, with a burst of two seconds' worth. Beyond it, the connection ends with PROTOCOL_FLOOD.";
+    "limits.frames_per_second" Count limits.frames_per_second,
+        "Frames that one connection may send in a second, with a burst of two seconds' worth. More are refused with RATE_LIMITED; who goes on regardless is disconnected.";
+    "limits.bytes_per_second" Bytes limits.bytes_per_second,
+        "Bytes of frames that one connection may send in a second, with a burst of two seconds' worth.";
+    "limits.worker_frames_per_second" Count limits.worker_frames_per_second,
+        "The same as `limits.frames_per_second`, for connections that serve a role.";
+    "limits.worker_bytes_per_second" Bytes limits.worker_bytes_per_second,
+        "The same as `limits.bytes_per_second`, for connections that serve a role.";
+    "limits.calls_per_second" Count limits.calls_per_second,
+        "Calls (everything that is asked over HTTP) of one TCP connection in a second, with a burst of two seconds' worth. More are refused with RATE_LIMITED; who opens four times as many HTTP/2 streams is disconnected.";
+    "limits.memory" Bytes limits.memory,
+        "Resident memory of the process beyond which what is new (connections, joins, sessions, requests) is refused with OVERLOADED, so that what is there can go on. Cut to nine tenths of what the machine or its control group has. It has no effect where there is no /proc.";
+    "limits.request_bytes" Bytes limits.request_bytes,
+        "Bytes of the open requests of one session, which are kept in memory until they end.";
+    "limits.total_request_bytes" Bytes limits.total_request_bytes,
+        "Bytes of the open requests of all sessions together.";
+    "limits.idle" Span limits.idle,
+        "How long a TCP connection may be without an open call, and a WebSocket or stream in no session, without a role and without a frame sent. Then it ends, in good order (GOAWAY, IDLE).";
+    "limits.call" Span limits.call,
+        "How long the request of a unary call may take to arrive in full. Then the call ends with CALL_TIMEOUT.";
 }
 
 /// What must hold between settings, or of one beyond its form.
@@ -375,6 +413,21 @@ const RELATIONS: &[Relation] = &[
         keys: &["limits.frame_bytes"],
         expected: "at most 1GiB",
         holds: |config| config.limits.frame_bytes <= 1 << 30,
+    },
+    Relation {
+        keys: &["limits.header_bytes"],
+        expected: "at least 8KiB and at most 1MiB",
+        holds: |config| (8 << 10..=1 << 20).contains(&config.limits.header_bytes),
+    },
+    Relation {
+        keys: &["limits.request_bytes", "limits.frame_bytes"],
+        expected: "at least five times limits.frame_bytes and 64KiB, which is what one request may take in memory",
+        holds: |config| config.limits.request_bytes / 5 >= config.limits.frame_bytes + (13 << 10),
+    },
+    Relation {
+        keys: &["limits.total_request_bytes", "limits.request_bytes"],
+        expected: "at least limits.request_bytes, so that one session can have its share",
+        holds: |config| config.limits.total_request_bytes >= config.limits.request_bytes,
     },
     Relation {
         keys: &["limits.outbox_bytes", "limits.frame_bytes"],

@@ -188,6 +188,22 @@ reasons! {
         "The peer showed no life for two heartbeat intervals. Connect again and resume.";
     Stalled "STALLED" ResourceExhausted Some(4001), retry,
         "A worker left more than `details.limit` bytes of what it was handed unread. It is disconnected, and what it held has ended.";
+    ProtocolFlood "PROTOCOL_FLOOD" ResourceExhausted Some(1008), final,
+        "The peer sent more WebSocket frames that carry nothing, or a message in more fragments, than `details.limit` (`details.setting`). The connection ends. Send messages whole, and pings seldom.";
+    RateLimited "RATE_LIMITED" ResourceExhausted Some(4003), retry,
+        "The connection sends more than `details.limit` in a second (`details.setting`). The frame or call was refused, and nothing of it has happened: send it again after `retry_after`. Who goes on regardless is disconnected, and should connect again with backoff.";
+    TooManyFromAddress "TOO_MANY_FROM_ADDRESS" ResourceExhausted None, retry,
+        "The client's address has as many connections as it may have (`limits.connections_per_ip`), or opens more in a second than it may (`limits.connects_per_second`); a WebSocket handshake is answered with HTTP 429. Close some, or connect again after `retry_after`.";
+    TooManySockets "TOO_MANY_SOCKETS" Unavailable None, retry,
+        "The gateway has as many TCP connections as it may have; HTTP 503. Try again later, or raise `limits.sockets`.";
+    Overloaded "OVERLOADED" ResourceExhausted None, retry,
+        "The gateway's memory is used up to `limits.memory`: nothing new is begun, what is there goes on; over HTTP, 503. Try again after `retry_after`.";
+    RequestsTooLarge "REQUESTS_TOO_LARGE" ResourceExhausted None, retry,
+        "The open requests of the session, or of the gateway, hold as many bytes as they may (`details.setting`). Wait for some to end, or send less in each.";
+    Idle "IDLE" Unavailable Some(4002), retry,
+        "The connection was in no session, served nothing and sent no frame for `limits.idle`. Connect again when there is something to do.";
+    CallTimeout "CALL_TIMEOUT" DeadlineExceeded None, retry,
+        "The request of the call did not arrive in full within `limits.call`. Send it again, faster.";
     Draining "DRAINING" Unavailable None, retry,
         "The gateway is about to stop and takes no new requests. Connect again.";
     Shutdown "SHUTDOWN" Unavailable Some(1012), retry,
@@ -213,6 +229,8 @@ impl Reason {
     /// The HTTP status of the same meaning, as google.rpc.Code maps them.
     pub fn http_status(self) -> u16 {
         match self.row().code {
+            // Balancers take it for what it is: not the client's fault.
+            _ if self == Self::Overloaded => 503,
             Code::Ok => 200,
             Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => 400,
             Code::Unauthenticated => 401,
@@ -274,6 +292,20 @@ impl Refusal {
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.details.push((key, value.into()));
+        self
+    }
+
+    /// The refusal of what goes beyond a limit: its value, and the setting that raises it.
+    pub fn limit(reason: Reason, message: impl Into<String>, (setting, limit): (&'static str, u64)) -> Self {
+        Self::new(reason, message)
+            .with("limit", limit.to_string())
+            .with("setting", setting)
+    }
+
+    /// The same, with when to try again.
+    #[must_use]
+    pub fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 

@@ -1,5 +1,9 @@
 //! What the gateway holds its peers to: every queue, map and window is bounded by a field of `Limits`.
 
+mod rate;
+
+pub use rate::{Bucket, Rate};
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -89,9 +93,53 @@ pub struct Limits {
     pub affinity_keys: usize,
     /// What is said of single roles.
     pub per_role: BTreeMap<String, Role>,
+    /// TCP connections of the whole gateway.
+    pub sockets: usize,
+    /// TCP connections, and WebSockets and streams, of one client address.
+    pub connections_per_ip: usize,
+    /// New TCP connections of one client address in a second.
+    pub connects_per_second: u32,
+    /// Streams that an HTTP/2 connection may have open.
+    pub http2_streams: u32,
+    /// Streams of an HTTP/2 connection that either side resets in a second.
+    pub http2_resets_per_second: u32,
+    /// Frames of an HTTP/2 connection, in a second, that bring nothing and cost work.
+    pub http2_control_per_second: u32,
+    /// Bytes of a request's headers.
+    pub header_bytes: usize,
+    /// Fragments of one WebSocket message.
+    pub fragments: u32,
+    /// Pings, pongs and empty fragments of a WebSocket in a second.
+    pub ws_control_per_second: u32,
+    /// Frames of a connection in a second.
+    pub frames_per_second: u32,
+    /// Bytes of them.
+    pub bytes_per_second: usize,
+    /// Frames, in a second, of a connection that serves a role.
+    pub worker_frames_per_second: u32,
+    /// Bytes of them.
+    pub worker_bytes_per_second: usize,
+    /// Calls over one TCP connection in a second.
+    pub calls_per_second: u32,
+    /// Resident memory of the process.
+    pub memory: usize,
+    /// Bytes of the open requests of one session.
+    pub request_bytes: usize,
+    /// Bytes of the open requests of all sessions.
+    pub total_request_bytes: usize,
+    /// How long a connection may be used for nothing.
+    pub idle: Duration,
+    /// How long the request of a unary call may take to arrive.
+    pub call: Duration,
 }
 
 impl Limits {
+    /// The rate at which streams may be opened on an HTTP/2 connection before it is ended: well above that of calls, which
+    /// are refused first.
+    pub fn http2_opens_per_second(&self) -> u32 {
+        self.calls_per_second.saturating_mul(4)
+    }
+
     /// The shortest time that any worker may show no life.
     pub fn shortest_lease(&self) -> Duration {
         let of_roles = self.per_role.values().filter_map(|role| role.lease);
@@ -132,6 +180,25 @@ impl Default for Limits {
             cancel_grace: Duration::from_secs(2),
             affinity_keys: 10_000,
             per_role: BTreeMap::new(),
+            sockets: 120_000,
+            connections_per_ip: 1_000,
+            connects_per_second: 100,
+            http2_streams: 100,
+            http2_resets_per_second: 100,
+            http2_control_per_second: 500,
+            header_bytes: 16 << 10,
+            fragments: 1_024,
+            ws_control_per_second: 50,
+            frames_per_second: 2_000,
+            bytes_per_second: 16 << 20,
+            worker_frames_per_second: 50_000,
+            worker_bytes_per_second: 256 << 20,
+            calls_per_second: 2_000,
+            memory: 2 << 30,
+            request_bytes: 16 << 20,
+            total_request_bytes: 512 << 20,
+            idle: Duration::from_secs(600),
+            call: Duration::from_secs(60),
         }
     }
 }

@@ -3,7 +3,9 @@
 //! `bind` checks what can be checked and knows the addresses; `run` serves until its future ends, and returns after the drain.
 
 mod accept;
+mod door;
 mod tls;
+mod usage;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -165,7 +167,7 @@ async fn listen(address: SocketAddr, tls: Option<Identity>, flag: &str) -> Resul
 }
 
 async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error> {
-    let limit = router.limits().frame_bytes;
+    let (limit, call) = (router.limits().frame_bytes, router.limits().call);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<GatewayServer<grpc::Attach>>().await;
     health.set_serving::<SessionsServer<grpc::Calls>>().await;
@@ -180,7 +182,10 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
     };
     // A call's message holds a frame and a little more.
     let call_limit = limit + (64 << 10);
-    let strangers = router.limits().pre_auth_bytes;
+    let bounds = grpc::Bounds {
+        stranger_bytes: router.limits().pre_auth_bytes,
+        call,
+    };
     let grpc =
         tonic::service::Routes::new(GatewayServer::new(grpc::Attach::new(router)).max_decoding_message_size(limit))
             .add_service(SessionsServer::new(grpc::Calls::new(router)).max_decoding_message_size(call_limit))
@@ -190,7 +195,7 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
             .add_service(reflection().build_v1alpha().map_err(unreflected)?)
             .into_axum_router()
             .layer(axum::middleware::map_request(move |request| {
-                std::future::ready(grpc::note_end(request, strangers))
+                std::future::ready(grpc::note_end(request, bounds))
             }))
             .layer(axum::middleware::from_fn_with_state(
                 router.clone(),

@@ -1,7 +1,7 @@
 //! What the gateway costs, measured on its own process and set beside yardsticks that run in the same minutes.
 //!
 //! ```text
-//! cargo bench --bench gateway -- fanout|roundtrip|tokens|idle|endings|all [--server PATH] [--runs N] [--yardsticks-only]
+//! cargo bench --bench gateway -- fanout|roundtrip|tokens|idle|endings|attacks|limit|all [--server PATH] [--runs N] [--yardsticks-only]
 //! ```
 //!
 //! This process holds the browsers and the workers. The gateway is the release binary, started as a child; so are the
@@ -12,18 +12,20 @@
 //!   and every message passes through `google.protobuf.Struct`.
 //!
 //! The figure is CPU time of the server process per unit of work, user and kernel, to the nanosecond: wall time says
-//! little on a machine that is shared with others. Only `endings` is about wall time. Runs of the two sides take turns; the table shows medians and ranges.
+//! little on a machine that is shared with others. Only `endings`, `attacks` and `limit` are about wall time. Runs of the two sides take turns; the table shows medians and ranges.
 //! Every wait ends after a fixed time with an error that says what was missing, and every delivery is counted.
 //!
 //! Nothing here may use the library `twinspan`: what is measured is what users run.
 
 #![allow(clippy::disallowed_methods, reason = "measuring is asking for the time")]
 
+mod attacks;
 mod bridge;
 mod endings;
 mod fanout;
 mod fleet;
 mod idle;
+mod limit;
 mod peer;
 mod process;
 mod raw;
@@ -89,6 +91,10 @@ enum Command {
     Idle,
     /// From a cancel, and from the loss of a worker, until a worker hears of it.
     Endings,
+    /// A hundred clients beside attackers.
+    Attacks,
+    /// Twice as many connections as there may be.
+    Limit,
     /// All of them.
     All,
     /// Be the yardstick *raw*.
@@ -121,6 +127,8 @@ fn main() -> Result<()> {
         Some(Command::Tokens) => measure(options, &[tokens::measure])?,
         Some(Command::Idle) => measure(options, &[idle::measure])?,
         Some(Command::Endings) => measure(options, &[endings::measure])?,
+        Some(Command::Attacks) => measure(options, &[attacks::measure])?,
+        Some(Command::Limit) => measure(options, &[limit::measure])?,
         Some(Command::All) => measure(
             options,
             &[
@@ -129,6 +137,8 @@ fn main() -> Result<()> {
                 tokens::measure,
                 idle::measure,
                 endings::measure,
+                attacks::measure,
+                limit::measure,
             ],
         )?,
     }

@@ -17,10 +17,28 @@ use crate::Result;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 
+/// All peers come from one address.
+const ONE_ADDRESS: &[(&str, &str)] = &[
+    ("TWINSPAN_LIMITS_CONNECTIONS_PER_IP", "1000000"),
+    ("TWINSPAN_LIMITS_CONNECTS_PER_SECOND", "1000000"),
+];
+/// What is measured is what frames cost, not what is allowed.
+const UNHURRIED: &[(&str, &str)] = &[
+    ("TWINSPAN_LIMITS_FRAMES_PER_SECOND", "100000000"),
+    ("TWINSPAN_LIMITS_BYTES_PER_SECOND", "64GiB"),
+    ("TWINSPAN_LIMITS_WORKER_FRAMES_PER_SECOND", "100000000"),
+    ("TWINSPAN_LIMITS_WORKER_BYTES_PER_SECOND", "64GiB"),
+    ("TWINSPAN_LIMITS_CALLS_PER_SECOND", "100000000"),
+    ("TWINSPAN_LIMITS_REQUEST_BYTES", "1GiB"),
+    ("TWINSPAN_LIMITS_TOTAL_REQUEST_BYTES", "1GiB"),
+];
+
 /// What can be started.
 pub enum Server {
-    /// The binary under test.
+    /// The binary under test, with limits that the one peer of a bench cannot reach.
     Gateway(PathBuf),
+    /// The same with its default limits, but for the connections of one address.
+    Guarded(PathBuf),
     /// See [`crate::raw`].
     Raw { sockets: usize },
     /// See [`crate::bridge`].
@@ -40,9 +58,15 @@ pub struct Process {
 impl Process {
     /// Starts the server on a free port of 127.0.0.1 and waits until it accepts connections.
     pub fn start(server: &Server) -> Result<Self> {
+        Self::start_with(server, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn start_with(server: &Server, variables: &[(&str, &str)]) -> Result<Self> {
         let address = free_address()?;
         let log = log_path(server);
         let mut command = command(server, address)?;
+        command.envs(variables.iter().copied());
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -139,6 +163,13 @@ fn command(server: &Server, address: SocketAddr) -> Result<Command> {
         Server::Gateway(path) => {
             let mut command = Command::new(path);
             command.args(["serve", "--listen", &listen]);
+            command.envs(ONE_ADDRESS.iter().chain(UNHURRIED).copied());
+            command
+        }
+        Server::Guarded(path) => {
+            let mut command = Command::new(path);
+            command.args(["serve", "--listen", &listen]);
+            command.envs(ONE_ADDRESS.iter().copied());
             command
         }
         Server::Raw { sockets } => {
@@ -161,7 +192,7 @@ fn command(server: &Server, address: SocketAddr) -> Result<Command> {
 fn log_path(server: &Server) -> PathBuf {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     let kind = match server {
-        Server::Gateway(_) => "gateway",
+        Server::Gateway(_) | Server::Guarded(_) => "gateway",
         Server::Raw { .. } => "raw",
         Server::Bridge { .. } => "bridge",
     };

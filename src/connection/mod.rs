@@ -6,6 +6,7 @@
 mod drive;
 mod greeting;
 mod outgoing;
+mod pace;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use bytes::Bytes;
 pub use drive::{Drive, Incoming, Inlet};
 pub use greeting::too_much;
 pub use outgoing::{asked, cancel};
+
+use pace::{Pace, TooFast, Who};
 
 use crate::auth::{Deed, Identity, Place};
 use crate::error::{Reason, Refusal};
@@ -75,6 +78,7 @@ pub struct Connection {
     /// The session of frames that name none.
     session: Str,
     ignore_unknown: bool,
+    pace: Pace,
 }
 
 impl Connection {
@@ -95,6 +99,7 @@ impl Connection {
             session: Str::EMPTY,
             ignore_unknown: false,
             identity,
+            pace: Pace::default(),
             link,
         }
     }
@@ -140,13 +145,36 @@ impl Connection {
             Message::Text(text) => Frame::from_json(text, &rules),
             Message::Binary(bytes) => Frame::from_wire(bytes, &rules),
         };
-        match decoded {
-            Ok(frame) => self.receive_frame(frame),
-            Err(Undecodable {
-                refusal,
-                id,
-                session_id,
-            }) => self.refuse(&id, &session_id, &refusal),
+        let too_fast = self.too_fast(message.len());
+        match (decoded, too_fast) {
+            (Ok(frame), None) => self.receive_frame(frame),
+            (Ok(frame), Some(refusal)) => self.refuse(&frame.id, &frame.session_id, &refusal),
+            (
+                Err(Undecodable {
+                    refusal,
+                    id,
+                    session_id,
+                }),
+                too_fast,
+            ) => self.refuse(&id, &session_id, &too_fast.unwrap_or(refusal)),
+        }
+    }
+
+    /// Why a frame of this size cannot be taken now. A peer that does not heed it is ended.
+    fn too_fast(&mut self, bytes: usize) -> Option<Refusal> {
+        let who = match self.serves.is_empty() {
+            true => Who::Client,
+            false => Who::Worker,
+        };
+        let now = self.router.uptime(self.batch.now);
+        match self.pace.frame(bytes, (who, self.router.limits()), now) {
+            Ok(()) => None,
+            Err(TooFast::Refuse(refusal)) => Some(refusal),
+            Err(TooFast::End(refusal)) => {
+                tracing::debug!(connection = %self.link.name(), %refusal, "too fast; disconnected");
+                self.link.end(Some(refusal.clone()));
+                Some(refusal)
+            }
         }
     }
 
@@ -258,6 +286,10 @@ impl Connection {
         grants.check(Deed::Join, place)?;
         if joining.interest.presence {
             grants.check(Deed::JoinPresence, place)?;
+        }
+        if joining.start.after.is_none() {
+            // Who resumes was here before, and goes on.
+            self.router.check_memory()?;
         }
         self.router.join(&self.link, &session, joining, id, &mut self.batch)
     }

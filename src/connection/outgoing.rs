@@ -51,6 +51,7 @@ pub fn asked(router: &Router, frame: &mut Frame) -> Result<Option<Asked>, Refusa
             "the gateway is about to stop and takes no new requests; connect again",
         ));
     }
+    router.check_memory()?;
     if frame.id.is_empty() {
         frame.id = crate::router::random_name();
     }

@@ -20,6 +20,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Router;
+use super::admission::Place;
 use super::identities::Arrival;
 use super::live::Found;
 use super::seat::{Cursor, Seat, Seats};
@@ -90,6 +91,8 @@ pub struct Link {
     life: Life,
     /// Of the coarse clock, when the peer last sent a frame.
     spoke: AtomicU32,
+    /// Among the connections of its client's address.
+    _place: Option<Place>,
 }
 
 struct Out {
@@ -132,7 +135,12 @@ const SLICES: usize = 64;
 
 impl Link {
     /// A link that writes to the socket by itself, or, without one, waits for its frames to be taken by `poll_take`.
-    pub(super) fn new(router: &Router, form: Form, socket: Option<Pin<Box<dyn Socket>>>, arrival: Arrival) -> Self {
+    pub(super) fn new(
+        router: &Router,
+        form: Form,
+        socket: Option<Pin<Box<dyn Socket>>>,
+        (arrival, place): (Arrival, Option<Place>),
+    ) -> Self {
         let Arrival { life, identity } = arrival;
         let out = Out {
             socket,
@@ -167,6 +175,7 @@ impl Link {
             answered: AtomicBool::new(false),
             spoke: AtomicU32::new(life.now()),
             life,
+            _place: place,
         }
     }
 
@@ -188,6 +197,11 @@ impl Link {
     /// The peer sent a frame.
     pub fn spoke(&self) {
         self.spoke.store(self.life.now(), Ordering::Relaxed);
+    }
+
+    /// How long the router runs, to within a tick.
+    pub fn time(&self) -> Duration {
+        self.life.time()
     }
 
     /// When the peer last showed life, by the coarse clock.
@@ -763,6 +777,12 @@ impl Link {
             (Some(name), None) => Some(name.clone()),
             _ => None,
         }
+    }
+
+    /// Whether it is in a session, or serves a role.
+    pub(super) fn is_used(&self) -> bool {
+        let places = self.places();
+        !places.serves.is_empty() || places.seats.len() > 0
     }
 
     /// How many requests of this connection have not been answered to it yet.

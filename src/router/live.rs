@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use super::Router;
+use super::held::{self, Held};
 use super::link::Link;
 use super::seat::{Circle, Cursor, Seat};
 use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
@@ -24,7 +25,9 @@ pub struct Live {
 }
 
 pub(super) struct Shared {
-    pub session: Session<Arc<Sealed>>,
+    pub session: Session<Held>,
+    /// Bytes of its open requests.
+    pub request_bytes: held::Bytes,
     /// The newest frame that may be read.
     pub committed: u64,
     tail: VecDeque<Arc<Sealed>>,
@@ -96,6 +99,7 @@ impl Live {
         let session = Session::new(id.clone(), epoch.clone(), Arc::clone(&limits), now.1);
         let shared = Shared {
             session,
+            request_bytes: held::Bytes::default(),
             committed: 0,
             tail: VecDeque::new(),
             notes: VecDeque::new(),
@@ -315,7 +319,7 @@ impl Shared {
     pub fn asked_by(&self, request: &str) -> Option<Arc<pb::Address>> {
         self.session
             .request(request)
-            .and_then(|frame| frame.frame().from.clone())
+            .and_then(|held| held.frame.frame().from.clone())
     }
 
     pub fn member_list(&self) -> Vec<pb::Member> {

@@ -4,12 +4,15 @@
 //! Nothing here knows a transport. Every method computes under its locks, and acts after it has let go (docs/ARCHITECTURE.md
 //! has their order).
 
+mod admission;
 mod batch;
 mod counters;
+mod held;
 mod identities;
 mod link;
 mod live;
 mod members;
+mod memory;
 mod publish;
 mod requests;
 mod seat;
@@ -21,12 +24,13 @@ mod workers;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
+pub use admission::{Admission, Admitted, Client, Trust};
 pub use batch::Batch;
 pub use identities::Arrival;
 pub use link::{Form, Link, Socket};
@@ -99,8 +103,11 @@ struct Inner {
     gateway: Arc<pb::Address>,
     next_id: AtomicU64,
     started: Instant,
-    /// The coarse clock: ticks since the start, moved on by the ticker.
-    tick: Arc<AtomicU32>,
+    clock: Arc<timers::Clock>,
+    admission: Admission,
+    memory: memory::Memory,
+    /// Bytes of all open requests.
+    request_bytes: held::Bytes,
     draining: AtomicBool,
 }
 
@@ -129,6 +136,9 @@ impl Router {
                 waiting: limits.waiting,
                 affinity_keys: limits.affinity_keys,
             })),
+            clock: Arc::new(timers::Clock::new(&limits)),
+            admission: Admission::new(&limits),
+            memory: memory::Memory::new(limits.memory),
             limits: Arc::new(limits),
             nobody: Arc::new(Identity::nobody()),
             subjects: identities::Subjects::default(),
@@ -154,7 +164,7 @@ impl Router {
             gateway: Arc::new(gateway),
             next_id: AtomicU64::new(1),
             started: clock().mono,
-            tick: Arc::new(AtomicU32::new(0)),
+            request_bytes: Arc::default(),
             draining: AtomicBool::new(false),
         });
         let router = Self { inner };
@@ -188,12 +198,32 @@ impl Router {
     }
 
     fn tick(&self) -> u32 {
-        self.inner.tick.load(Ordering::Relaxed)
+        self.inner.clock.tick()
     }
 
     /// The life of a connection that is there now.
     pub fn life(&self) -> Life {
-        Life::new(Arc::clone(&self.inner.tick))
+        Life::new(Arc::clone(&self.inner.clock))
+    }
+
+    /// Who is let in, and from where.
+    pub fn admission(&self) -> &Admission {
+        &self.inner.admission
+    }
+
+    /// A peer was disconnected for a flood.
+    pub fn count_flood(&self) {
+        self.inner.clock.floods.count();
+    }
+
+    /// How many peers were disconnected for a flood since the start.
+    pub fn floods(&self) -> u64 {
+        self.inner.clock.floods.value()
+    }
+
+    /// How long the router runs.
+    pub fn uptime(&self, now: Now) -> Duration {
+        now.mono.saturating_duration_since(self.inner.started)
     }
 
     fn later(&self) -> Arc<timers::Later> {
@@ -243,12 +273,10 @@ impl Router {
             return Ok((Arc::clone(live), false));
         }
         by.grants.check(Deed::Open, Place { session, role: "" })?;
+        self.check_memory()?;
         let of_subject = self.limits().sessions_per_subject;
-        if !self
-            .inner
-            .subjects
-            .take(&by.subject, identities::Thing::Session, of_subject)
-        {
+        let subjects = &self.inner.subjects;
+        if !subjects.take(&by.subject, identities::Thing::Session, of_subject) {
             let text = format!(
                 "the subject has made {of_subject} sessions that are still there, the most it may; delete some"
             );
@@ -294,6 +322,8 @@ impl Router {
         socket: Option<Pin<Box<dyn Socket>>>,
         arrival: Arrival,
     ) -> Result<Arc<Link>, Refusal> {
+        self.check_memory()?;
+        let place = arrival.life.client().map(Client::link).transpose()?;
         let limit = self.inner.limits.connections;
         let mut admitted = false;
         self.inner.link_count.send_modify(|count| {
@@ -309,14 +339,16 @@ impl Router {
             self.inner.link_count.send_modify(|count| *count -= 1);
             return Err(refusal);
         }
-        let link = Arc::new(Link::new(self, form, socket, arrival));
+        let link = Arc::new(Link::new(self, form, socket, (arrival, place)));
         self.links(link.id()).insert(link.id(), Arc::clone(&link));
         self.arm_new(&link);
         Ok(link)
     }
 
-    /// Whether a connection would be let in now.
-    pub fn check_room(&self) -> Result<(), Refusal> {
+    /// Whether a connection with this life would be let in now.
+    pub fn check_room(&self, life: &Life) -> Result<(), Refusal> {
+        self.check_memory()?;
+        life.client().map(Client::link).transpose()?;
         let limit = self.inner.limits.connections;
         let has_room = *self.inner.link_count.borrow() < limit;
         match has_room {
@@ -401,7 +433,7 @@ fn all<K, V: Clone>(shards: &[Mutex<HashMap<K, V>>]) -> Vec<V> {
 
 fn too_many_connections(limit: usize) -> Refusal {
     let text = format!("the gateway has {limit} connections, the most it may have");
-    Refusal::new(Reason::TooManyConnections, text).with("limit", limit.to_string())
+    Refusal::limit(Reason::TooManyConnections, text, ("limits.connections", limit as u64)).after(Duration::from_secs(1))
 }
 
 #[allow(clippy::disallowed_methods, reason = "here the shell asks")]

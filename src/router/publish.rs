@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::Router;
 use super::batch::{Batch, Haste};
+use super::held::Held;
 use super::link::Link;
 use super::live::{AckTo, Live, Pending, Shared};
 use super::seat::Circle;
@@ -251,12 +252,20 @@ impl Router {
         frame.session_id = live.id().clone();
         frame.timestamp = Some(now.wall.into());
         let frame = Arc::new(Sealed::new(frame));
+        let shares = match plan.step() {
+            Step::Opened(_) => Some(self.hold(&shared.request_bytes, &frame)?),
+            _ => None,
+        };
         let Appended { commit, first } = self.inner.log.append(live.id(), &frame)?;
         self.record(live, &plan);
         if let Step::Ended(request, _) = plan.step() {
             shared.unended.retain(|(unended, _)| unended != request);
         }
-        let effects = shared.session.apply(plan, first, Arc::clone(&frame), now);
+        let held = Held {
+            frame: Arc::clone(&frame),
+            _shares: shares,
+        };
+        let effects = shared.session.apply(plan, first, held, now);
         shared.keep(frame);
         shared.last_used = now.mono;
         self.arm(live, shared);

@@ -158,7 +158,7 @@ impl Router {
                 shared.note_request(self, request, batch, live);
                 self.arm(live, &mut shared);
             }
-            let frame = shared.session.request(request).map(Arc::clone);
+            let frame = shared.session.request(request).map(|held| Arc::clone(&held.frame));
             attempt.zip(frame.zip(shared.session.remaining(request, batch.now.mono)))
         };
         let Some((attempt, (frame, remaining))) = assigned else {
@@ -235,7 +235,7 @@ impl Router {
             reply_to: shared
                 .session
                 .request(request)
-                .map(|frame| frame.frame().id.clone())
+                .map(|held| held.frame.frame().id.clone())
                 .unwrap_or_default(),
             last: !plan.restarts(),
             attempt: plan.attempt,

@@ -12,10 +12,12 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
+use super::admission::Client;
 use super::batch::Batch;
+use super::counters::Counter;
 use super::link::{Form, Link};
 use super::live::{Live, Shared};
-use super::{Inner, Router};
+use super::{Inner, Router, memory};
 use crate::error::{Reason, Refusal};
 use crate::limits::Limits;
 use crate::session::Cause;
@@ -105,17 +107,72 @@ impl Later {
     }
 }
 
-/// When the peer of a connection last showed life, by the coarse clock. Clones are handles of the same.
+/// The coarse clock, which the ticker moves on, and what is counted by those who know nothing else of the router.
+#[derive(Debug)]
+pub(super) struct Clock {
+    tick: AtomicU32,
+    span: Duration,
+    pub floods: Counter,
+}
+
+impl Clock {
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            tick: AtomicU32::new(0),
+            span: Pace::of(limits).tick,
+            floods: Counter::default(),
+        }
+    }
+
+    /// Ticks since the start.
+    pub fn tick(&self) -> u32 {
+        self.tick.load(Ordering::Relaxed)
+    }
+
+    fn advance(&self) -> u32 {
+        self.tick.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// When the peer of a connection last showed life, by the coarse clock, and whose connection it is. Clones are handles of the
+/// same.
 #[derive(Clone, Debug)]
 pub struct Life {
-    clock: Arc<AtomicU32>,
+    clock: Arc<Clock>,
     last: Arc<AtomicU32>,
+    client: Option<Client>,
 }
 
 impl Life {
-    pub(super) fn new(clock: Arc<AtomicU32>) -> Self {
-        let last = Arc::new(AtomicU32::new(clock.load(Ordering::Relaxed)));
-        Self { clock, last }
+    pub(super) fn new(clock: Arc<Clock>) -> Self {
+        let last = Arc::new(AtomicU32::new(clock.tick()));
+        Self {
+            clock,
+            last,
+            client: None,
+        }
+    }
+
+    /// The same life, as that of a connection from this client's address.
+    #[must_use]
+    pub fn of(mut self, client: Option<Client>) -> Self {
+        self.client = client;
+        self
+    }
+
+    /// From where the connection comes, if that counts.
+    pub(super) fn client(&self) -> Option<&Client> {
+        self.client.as_ref()
+    }
+
+    /// How long the router runs, to within a tick.
+    pub fn time(&self) -> Duration {
+        self.clock.span * self.now()
+    }
+
+    /// The peer was disconnected for a flood.
+    pub fn count_flood(&self) {
+        self.clock.floods.count();
     }
 
     /// The peer showed life.
@@ -130,7 +187,7 @@ impl Life {
 
     /// What the clock shows.
     pub(super) fn now(&self) -> u32 {
-        self.clock.load(Ordering::Relaxed)
+        self.clock.tick()
     }
 }
 
@@ -184,6 +241,7 @@ pub(super) fn start(router: &Router) {
     tokio::spawn(deadlines(Arc::downgrade(&router.inner)));
     tokio::spawn(kick_later(Arc::downgrade(&router.inner), router.later()));
     tokio::spawn(ticker(Arc::downgrade(&router.inner), Pace::of(router.limits())));
+    tokio::spawn(memory::watch(Arc::downgrade(&router.inner)));
 }
 
 async fn deadlines(inner: Weak<Inner>) {
@@ -226,7 +284,7 @@ async fn ticker(inner: Weak<Inner>, pace: Pace) {
         let scheduled = interval.tick().await;
         let Some(inner) = inner.upgrade() else { return };
         let router = Router { inner };
-        let tick = router.inner.tick.fetch_add(1, Ordering::Relaxed) + 1;
+        let tick = router.inner.clock.advance();
         if scheduled.elapsed() > router.limits().shortest_lease() / STALL_OF_LEASE {
             // The process stood still. What the peers sent meanwhile is not read yet: they are not judged by it.
             fair_from = tick.saturating_add(CALM);
@@ -305,6 +363,7 @@ impl Router {
         };
         for link in links {
             link.cut_if_overdue();
+            self.end_if_idle(&link);
             let quiet = self.ticks_since(link.last_alive());
             if link.form() == Form::Wire || quiet < pace.turn() {
                 // gRPC connections have their pulse felt by HTTP/2.
@@ -319,6 +378,24 @@ impl Router {
                 link.kick();
             }
         }
+    }
+
+    /// Ends a connection that is used for nothing.
+    fn end_if_idle(&self, link: &Link) {
+        let limit = self.limits().idle;
+        if link.is_used() || self.silent(link) < limit {
+            return;
+        }
+        let text = format!(
+            "in no session, without a role and without a frame for {} s; connect again when there is something to do",
+            limit.as_secs()
+        );
+        tracing::debug!(connection = %link.name(), "idle; disconnected");
+        link.end(Some(Refusal::limit(
+            Reason::Idle,
+            text,
+            ("limits.idle", limit.as_secs()),
+        )));
     }
 
     /// Removes sessions that nobody has used for long.

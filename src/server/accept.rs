@@ -5,7 +5,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router as HttpRouter;
@@ -20,9 +19,13 @@ use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
 use super::FAREWELL;
+use super::door::Door;
 use super::tls::Identity;
+use super::usage::{Counted, Usage};
 use crate::edge::Proxies;
-use crate::router::{Life, Router};
+use crate::error::Refusal;
+use crate::limits::Limits;
+use crate::router::{Admitted, Life, Router, Trust};
 use crate::transport::tcp::{Client, ClientCertificate, Stream, Tcp};
 use crate::transport::{origins, proxy};
 
@@ -46,11 +49,30 @@ pub struct Serving {
     pub closed: watch::Receiver<bool>,
 }
 
+impl Serving {
+    /// Lets a peer in, or says why not. What is a proxy's is its clients', who are counted when they are known.
+    fn admit(&self, peer: SocketAddr) -> Result<Admitted, Refusal> {
+        let trust = match self.proxies.trust(peer.ip()) {
+            true => Trust::Proxy,
+            false => Trust::Client,
+        };
+        self.router.admission().admit(peer.ip(), trust)
+    }
+}
+
+/// A TCP connection that was let in.
+struct Visitor {
+    stream: TcpStream,
+    peer: SocketAddr,
+    admitted: Admitted,
+}
+
 /// A connection on which HTTP may begin.
 struct Opened {
     stream: Stream,
     client: Client,
     certificate: Option<ClientCertificate>,
+    admitted: Admitted,
 }
 
 impl Listener {
@@ -66,14 +88,25 @@ impl Listener {
         self.address
     }
 
-    /// Accepts connections for as long as it is polled, and serves each in a task of its own.
+    /// Accepts connections for as long as it is polled, and serves each that is let in, in a task of its own.
     pub async fn accept(&self, serving: Serving) {
         tracing::info!(listener = %self, "listening");
+        let door = Door::new();
         loop {
             match self.socket.accept().await {
-                Ok((stream, peer)) => {
-                    tokio::spawn(serve(stream, peer, self.tls.clone(), serving.clone()));
-                }
+                Ok((stream, peer)) => match serving.admit(peer) {
+                    Ok(admitted) => {
+                        let visitor = Visitor { stream, peer, admitted };
+                        tokio::spawn(serve(visitor, self.tls.clone(), serving.clone()));
+                    }
+                    Err(refusal) => {
+                        tracing::debug!(%peer, %refusal, "turned away");
+                        // To be told why within TLS costs a handshake, which is what floods are made of.
+                        if self.tls.is_none() {
+                            door.turn_away(stream, &refusal);
+                        }
+                    }
+                },
                 Err(error) => {
                     // Out of file descriptors, or a peer that was too quick: neither ends the gateway.
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -92,11 +125,12 @@ impl fmt::Display for Listener {
 }
 
 /// Serves one TCP connection, from its first byte on.
-async fn serve(stream: TcpStream, peer: SocketAddr, tls: Option<Identity>, serving: Serving) {
+async fn serve(visitor: Visitor, tls: Option<Identity>, serving: Serving) {
+    let peer = visitor.peer;
     let deadline = Instant::now() + serving.router.limits().handshake;
     let mut closed = serving.closed.clone();
     // Boxed: it is over soon, and the task that stays is not to have its size.
-    let opening = Box::pin(open(stream, peer, tls, &serving.proxies));
+    let opening = Box::pin(open(visitor, tls, &serving));
     let opened = tokio::select! {
         opened = timeout_at(deadline, opening) => opened,
         () = asked_to_close(&mut closed) => return,
@@ -109,7 +143,13 @@ async fn serve(stream: TcpStream, peer: SocketAddr, tls: Option<Identity>, servi
 }
 
 /// What comes before HTTP: a trusted proxy's header, then TLS.
-async fn open(mut stream: TcpStream, peer: SocketAddr, tls: Option<Identity>, proxies: &Proxies) -> io::Result<Opened> {
+async fn open(visitor: Visitor, tls: Option<Identity>, serving: &Serving) -> io::Result<Opened> {
+    let Visitor {
+        mut stream,
+        peer,
+        mut admitted,
+    } = visitor;
+    let proxies = &serving.proxies;
     // Without it, small messages wait for the peer's delayed acknowledgements.
     stream.set_nodelay(true)?;
     let mut address = peer;
@@ -117,6 +157,9 @@ async fn open(mut stream: TcpStream, peer: SocketAddr, tls: Option<Identity>, pr
         address = proxy::header(&mut stream).await?.unwrap_or(peer);
     }
     address.set_ip(address.ip().to_canonical());
+    if address.ip() != peer.ip().to_canonical() {
+        admitted = serving.admit(address).map_err(io::Error::other)?;
+    }
     let (stream, certificate) = match tls {
         Some(identity) => {
             let (stream, certificate) = identity.accept(stream).await?;
@@ -133,59 +176,94 @@ async fn open(mut stream: TcpStream, peer: SocketAddr, tls: Option<Identity>, pr
         stream,
         client,
         certificate,
+        admitted,
     })
 }
 
-/// HTTP/1.1 or HTTP/2, as it turns out.
-async fn speak_http(opened: Opened, deadline: Instant, serving: Serving) {
-    let peer = opened.client.address;
-    let limits = serving.router.limits();
-    let mut closed = serving.closed.clone();
-    let (stream, life) = Tcp::new(opened.stream, &serving.router);
-    let asked = Arc::new(AtomicBool::new(false));
-    let service = TowerToHyperService::new(Asked {
-        services: serving.services.clone(),
-        guarded: serving.guarded.clone(),
-        proxies: Arc::clone(&serving.proxies),
-        asked: Arc::clone(&asked),
-        life,
-        client: opened.client,
-        certificate: opened.certificate,
-    });
+/// What an HTTP/2 stream may have in its buffer to be sent.
+const SEND_BUFFER: usize = 128 << 10;
+/// What an HTTP/2 stream, and all of a connection's together, may send before it is read.
+const WINDOW: u32 = 1 << 20;
+
+fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(limits.header_bytes)
         .header_read_timeout(limits.handshake);
     builder
         .http2()
         .timer(TokioTimer::new())
         .enable_connect_protocol()
-        .max_concurrent_streams(256)
+        .max_concurrent_streams(limits.http2_streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(limits.http2_streams as usize)
+        .max_local_error_reset_streams(limits.http2_resets_per_second as usize * 2)
+        .max_send_buf_size(SEND_BUFFER)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         // Who holds requests and says nothing must be seen to live a few times within its lease.
         .keep_alive_interval(limits.heartbeat.min(limits.shortest_lease() / 3))
         .keep_alive_timeout(limits.heartbeat);
+    builder
+}
+
+/// HTTP/1.1 or HTTP/2, as it turns out.
+async fn speak_http(opened: Opened, deadline: Instant, serving: Serving) {
+    let Opened {
+        stream,
+        client,
+        certificate,
+        admitted,
+    } = opened;
+    let peer = client.address;
+    let router = serving.router.clone();
+    let mut closed = serving.closed.clone();
+    let (stream, life) = Tcp::new(stream, &router, admitted);
+    let usage = Usage::default();
+    let known = Known {
+        serving,
+        life,
+        client,
+        certificate,
+    };
+    let service = TowerToHyperService::new(Counted::new(known, router.clone(), usage.clone()));
+    let builder = builder(router.limits());
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let silence = async {
-        tokio::time::sleep_until(deadline).await;
-        if asked.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
+    let is_silent = tokio::select! {
         ended = connection.as_mut() => {
             if let Err(error) = ended {
                 tracing::debug!(%peer, %error, "connection ended");
             }
+            return;
         }
-        () = silence => tracing::debug!(%peer, "connected, and asked for nothing: closed"),
-        () = asked_to_close(&mut closed) => {
-            connection.as_mut().graceful_shutdown();
-            if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, connection).await {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
+        is_silent = unused(&router, &usage, deadline) => is_silent,
+        () = asked_to_close(&mut closed) => false,
+    };
+    if is_silent {
+        return tracing::debug!(%peer, "connected, and asked for nothing: closed");
+    }
+    connection.as_mut().graceful_shutdown();
+    if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, connection).await {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// Waits until a connection is of no use: whether it never was of any.
+async fn unused(router: &Router, usage: &Usage, deadline: Instant) -> bool {
+    let limit = router.limits().idle;
+    tokio::time::sleep_until(deadline).await;
+    if !usage.has_asked() {
+        return true;
+    }
+    loop {
+        let idle = usage.idle(router.uptime(router.now()));
+        if idle >= limit {
+            return false;
         }
+        tokio::time::sleep(limit - idle).await;
     }
 }
 
@@ -194,55 +272,58 @@ async fn asked_to_close(closed: &mut watch::Receiver<bool>) {
     drop(closed.wait_for(|closed| *closed).await);
 }
 
-/// Notes that the peer has asked for something, and gives its requests the life of the connection and what is known of the peer.
+/// Gives requests the life of their connection, and what is known of their peer.
 #[derive(Clone)]
-struct Asked {
-    services: HttpRouter,
-    guarded: HttpRouter,
-    proxies: Arc<Proxies>,
-    asked: Arc<AtomicBool>,
+struct Known {
+    serving: Serving,
     life: Life,
     client: Client,
     certificate: Option<ClientCertificate>,
 }
 
-impl Asked {
-    /// Whose request it is: behind a trusted proxy each may be somebody else's.
-    fn client(&self, request: &Request<Incoming>) -> Client {
+impl Known {
+    /// Whose request it is, and the life that is counted among the client's own: behind a trusted proxy each request may be
+    /// somebody else's.
+    fn client(&self, request: &Request<Incoming>) -> (Client, Life) {
+        let proxies = &self.serving.proxies;
         let named = match self.client.is_trusted_proxy {
-            true => self.proxies.client(request.headers()),
+            true => proxies.client(request.headers()),
             false => None,
         };
-        named.map_or(self.client, |address| Client {
+        let Some(address) = named else {
+            return (self.client, self.life.clone());
+        };
+        let client = Client {
             address,
-            is_trusted_proxy: self.proxies.trust(address.ip()),
+            is_trusted_proxy: proxies.trust(address.ip()),
             ..self.client
-        })
+        };
+        let counted = (!client.is_trusted_proxy).then(|| self.serving.router.admission().client(address.ip()));
+        (client, self.life.clone().of(counted))
     }
 }
 
-impl Service<Request<Incoming>> for Asked {
+impl Service<Request<Incoming>> for Known {
     type Response = <HttpRouter as Service<Request<Incoming>>>::Response;
     type Error = <HttpRouter as Service<Request<Incoming>>>::Error;
     type Future = <HttpRouter as Service<Request<Incoming>>>::Future;
 
     /// A router is always ready.
     fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-        <HttpRouter as Service<Request<Incoming>>>::poll_ready(&mut self.services, cx)
+        <HttpRouter as Service<Request<Incoming>>>::poll_ready(&mut self.serving.services, cx)
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        self.asked.store(true, Ordering::Relaxed);
-        let client = self.client(&request);
+        let (client, life) = self.client(&request);
         let extensions = request.extensions_mut();
-        extensions.insert(self.life.clone());
+        extensions.insert(life);
         extensions.insert(client);
         if let Some(certificate) = &self.certificate {
             extensions.insert(certificate.clone());
         }
         match origins::is_of_a_page(&request) {
-            true => self.guarded.call(request),
-            false => self.services.call(request),
+            true => self.serving.guarded.call(request),
+            false => self.serving.services.call(request),
         }
     }
 }

@@ -962,7 +962,8 @@ impl<F> Session<F> {
                     self.id, self.limits.open_requests
                 ),
             )
-            .with("limit", self.limits.open_requests.to_string()));
+            .with("limit", self.limits.open_requests.to_string())
+            .with("setting", "limits.open_requests"));
         }
         if terms.concurrency == Concurrency::Reject
             && let Some((other, _)) = self.requests.of_role(role).first()

@@ -3,10 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::{Buf, BufMut, Bytes};
+use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -90,13 +92,55 @@ struct Ended(Arc<AtomicBool>);
 #[derive(Clone, Debug)]
 struct Known(Arc<AtomicBool>);
 
-/// The body of a request, which notes how it ends, and ends where a stranger says too much.
+/// What a request is held to until its message is there.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// What may come before it is known whose it is.
+    pub stranger_bytes: usize,
+    /// Until when the message of a unary call is to have come.
+    pub call: Duration,
+}
+
+/// The body of a request, which notes how it ends, ends where a stranger says too much, and of a unary call ends in time.
 struct Half {
     body: Body,
     ended: Ended,
     known: Known,
     /// What a stranger may still send, in bytes.
     left: usize,
+    due: Due,
+}
+
+/// Until when a body is to have come.
+enum Due {
+    Never,
+    /// So long after it was first waited for.
+    After(Duration),
+    At(Pin<Box<Sleep>>, Duration),
+}
+
+impl Due {
+    /// What the streams say comes when it comes; the messages of all other methods are to come at once.
+    fn of(path: &str, call: Duration) -> Self {
+        let unary = ["/twinspan.v1.Sessions/", "/twinspan.v1.Admin/"];
+        match unary.iter().any(|service| path.starts_with(service)) {
+            true => Self::After(call),
+            false => Self::Never,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        if let Self::After(call) = *self {
+            *self = Self::At(Box::pin(tokio::time::sleep(call)), call);
+        }
+        let Self::At(sleep, call) = self else {
+            return Poll::Pending;
+        };
+        ready!(sleep.as_mut().poll(cx));
+        let seconds = call.as_secs();
+        let text = format!("the request of the call did not arrive within {seconds} s; send it again");
+        Poll::Ready(Refusal::limit(Reason::CallTimeout, text, ("limits.call", seconds)))
+    }
 }
 
 impl HttpBody for Half {
@@ -120,6 +164,12 @@ impl HttpBody for Half {
                 None => return Poll::Ready(Some(Err(axum::Error::new("a stranger said too much")))),
             }
         }
+        if polled.is_pending()
+            && let Poll::Ready(refusal) = self.due.poll(cx)
+        {
+            // tonic finds the status among the sources of what it is given.
+            return Poll::Ready(Some(Err(axum::Error::new(refusal.to_status()))));
+        }
         polled
     }
 
@@ -132,8 +182,8 @@ impl HttpBody for Half {
     }
 }
 
-/// Has the request note how its body ends, and whether it is known whose it is.
-pub fn note_end(mut request: http::Request<Body>, left: usize) -> http::Request<Body> {
+/// Has the request note how its body ends, and whether it is known whose it is; and, of a unary call, end in time.
+pub fn note_end(mut request: http::Request<Body>, bounds: Bounds) -> http::Request<Body> {
     // In HTTP/1.1, a body that is cut short is an error of its own.
     let is_sure = request.version() != http::Version::HTTP_2;
     let ended = Ended(Arc::new(AtomicBool::new(is_sure)));
@@ -142,12 +192,14 @@ pub fn note_end(mut request: http::Request<Body>, left: usize) -> http::Request<
         request.extensions().get::<Arc<Identity>>().is_some(),
     )));
     request.extensions_mut().insert(known.clone());
+    let due = Due::of(request.uri().path(), bounds.call);
     request.map(|body| {
         Body::new(Half {
             body,
             ended,
             known,
-            left,
+            left: bounds.stranger_bytes,
+            due,
         })
     })
 }
@@ -267,7 +319,8 @@ fn broken(status: &Status, limit: usize) -> Incoming {
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => Incoming::Broken(
             Refusal::new(Reason::FrameTooLarge, format!("a frame may have {limit} bytes at most"))
-                .with("limit", limit.to_string()),
+                .with("limit", limit.to_string())
+                .with("setting", "limits.frame_bytes"),
         ),
         Code::Cancelled | Code::Unavailable | Code::Unknown => Incoming::Closed(Bytes::new()),
         _ => Incoming::Broken(Refusal::new(

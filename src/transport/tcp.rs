@@ -1,7 +1,8 @@
-//! The TCP connection, with TLS or without: a stream of bytes that notes when its peer shows life, and what is known of that peer.
+//! The TCP connection, with TLS or without: a stream of bytes that notes when its peer shows life, ends when its HTTP/2 is a flood,
+//! and knows what is known of its peer.
 //!
-//! Any byte counts, whatever carries it: a frame, the acknowledgement of an HTTP/2 ping, a WebSocket's pong. It must never look
-//! at what the bytes are.
+//! Any byte counts, whatever carries it: a frame, the acknowledgement of an HTTP/2 ping, a WebSocket's pong. It must never
+//! change what the bytes are; the meter looks at the headers of HTTP/2 frames, and nobody at what they carry.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -13,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use crate::router::{Life, Router};
+use super::meter::{Flood, Meter};
+use crate::router::{Admitted, Life, Router};
 
 /// Who is at the other end. Every request carries it as an extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,17 +46,22 @@ pub enum Stream {
 pub struct Tcp {
     stream: Stream,
     life: Life,
+    meter: Meter,
+    /// Its place among all TCP connections.
+    _admitted: Admitted,
     /// The peer took less than it was offered.
     is_full: bool,
 }
 
 impl Tcp {
     /// A connection that was just accepted, and the handle of its life, which its requests are to carry as an extension.
-    pub fn new(stream: Stream, router: &Router) -> (Self, Life) {
-        let life = router.life();
+    pub fn new(stream: Stream, router: &Router, admitted: Admitted) -> (Self, Life) {
+        let life = router.life().of(admitted.client());
         let tcp = Self {
             stream,
             life: life.clone(),
+            meter: Meter::new(router.limits()),
+            _admitted: admitted,
             is_full: false,
         };
         (tcp, life)
@@ -67,6 +74,36 @@ impl Tcp {
             self.life.sign();
         }
         polled
+    }
+
+    fn meter_written(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>], count: usize) -> io::Result<()> {
+        if !self.meter.is_metering() {
+            return Ok(());
+        }
+        let mut left = count;
+        for slice in slices {
+            let part = &slice[..slice.len().min(left)];
+            left -= part.len();
+            if let Err(flood) = self.meter.wrote(part, self.life.time()) {
+                return Err(self.end(cx, flood));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the peer why it is disconnected, if that can be said at once.
+    fn end(&mut self, cx: &mut Context<'_>, flood: Flood) -> io::Error {
+        tracing::debug!(
+            setting = flood.setting,
+            limit = flood.limit,
+            "HTTP/2 flood: disconnected"
+        );
+        self.life.count_flood();
+        if let Some(farewell) = self.meter.farewell(&flood) {
+            // A socket that is full is not waited for.
+            let _ = self.stream.pin().poll_write(cx, &farewell);
+        }
+        io::Error::other(flood)
     }
 }
 
@@ -94,6 +131,10 @@ impl AsyncRead for Tcp {
         ready!(self.stream.pin().poll_read(cx, buffer))?;
         if buffer.filled().len() > before {
             self.life.sign();
+            let now = self.life.time();
+            if let Err(flood) = self.meter.read(&buffer.filled()[before..], now) {
+                return Poll::Ready(Err(self.end(cx, flood)));
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -102,7 +143,9 @@ impl AsyncRead for Tcp {
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = self.stream.pin().poll_write(cx, bytes);
-        self.written(polled)
+        let count = ready!(self.written(polled))?;
+        self.meter_written(cx, &[IoSlice::new(bytes)], count)?;
+        Poll::Ready(Ok(count))
     }
 
     fn poll_write_vectored(
@@ -111,7 +154,9 @@ impl AsyncWrite for Tcp {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = self.stream.pin().poll_write_vectored(cx, slices);
-        self.written(polled)
+        let count = ready!(self.written(polled))?;
+        self.meter_written(cx, slices, count)?;
+        Poll::Ready(Ok(count))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -25,12 +25,12 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 
 use super::credentials;
+use super::frames::Meter;
 use super::tcp::{self, Tcp};
 use crate::auth::Identity;
 use crate::connection::{Connection, Drive, Incoming, Inlet, Message, too_much};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body as FrameBody, Control, Frame, Str, pb};
-use crate::limits::Limits;
 use crate::router::{Arrival, Form, Life, Link, Router, Socket};
 
 /// Text messages of ProtoJSON.
@@ -55,12 +55,16 @@ pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
         Ok(handshake) => handshake,
         Err(refused) => return *refused,
     };
-    if let Err(refusal) = router.check_room() {
-        tracing::warn!(%refusal, "handshake refused");
-        return *refuse(StatusCode::SERVICE_UNAVAILABLE, format!("{refusal}; try again later"));
+    let life = tcp::life(request.extensions(), router);
+    if let Err(refusal) = router.check_room(&life) {
+        tracing::debug!(%refusal, "handshake refused");
+        let status = match refusal.reason {
+            Reason::TooManyFromAddress => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        return super::http::refuse(status, &refusal);
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
-    let life = tcp::life(request.extensions(), router);
     let extensions = request.extensions().clone();
     let brought = credentials::of_handshake(router, &request);
     let upgrade = hyper::upgrade::on(&mut request);
@@ -235,7 +239,7 @@ fn begin(router: &Router, upgraded: Upgraded, arrived: Arrived<'_>) -> Option<Dr
             return None;
         }
     };
-    let inlet = WsInlet::new(Arc::clone(&link), &early, router.limits());
+    let inlet = WsInlet::new(router, Arc::clone(&link), &early);
     let mut connection = Connection::new(router, link);
     if let Some(refusal) = refused {
         connection.turn_away(&Str::EMPTY, refusal);
@@ -348,17 +352,19 @@ impl Write for Feed {
 
 struct WsInlet {
     link: Arc<Link>,
+    router: Router,
     socket: WebSocket<Feed>,
-    limit: usize,
+    meter: Meter,
+    /// What the meter has to say.
+    broken: Option<Box<Refusal>>,
     /// What a stranger may still send, in bytes.
     left: Option<usize>,
-    stranger_limit: usize,
     linger: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl WsInlet {
-    fn new(link: Arc<Link>, early: &[u8], limits: &Limits) -> Self {
-        let limit = limits.frame_bytes;
+    fn new(router: &Router, link: Arc<Link>, early: &[u8]) -> Self {
+        let limit = router.limits().frame_bytes;
         let config = WebSocketConfig::default()
             .read_buffer_size(IDLE_BUFFER)
             .write_buffer_size(0)
@@ -369,13 +375,27 @@ impl WsInlet {
             ..Feed::default()
         };
         let socket = WebSocket::from_raw_socket(feed, Role::Server, Some(config));
-        Self {
-            socket,
-            limit,
-            left: link.identity().is_none().then_some(limits.pre_auth_bytes),
-            stranger_limit: limits.pre_auth_bytes,
+        let left = link.identity().is_none().then_some(router.limits().pre_auth_bytes);
+        let mut inlet = Self {
             link,
+            router: router.clone(),
+            socket,
+            meter: Meter::default(),
+            broken: None,
+            left,
             linger: None,
+        };
+        inlet.measure(early);
+        inlet
+    }
+
+    fn measure(&mut self, bytes: &[u8]) {
+        let verdict = self.meter.read(bytes, self.router.limits(), self.link.time());
+        if let Err(refusal) = verdict {
+            if refusal.reason == Reason::ProtocolFlood {
+                self.router.count_flood();
+            }
+            self.broken.get_or_insert(Box::new(refusal));
         }
     }
 
@@ -396,6 +416,7 @@ impl WsInlet {
             ready!(self.link.poll_read(cx, &mut buffer))?;
             let filled = buffer.filled();
             self.socket.get_mut().unread.extend_from_slice(filled);
+            self.measure(filled);
             Poll::Ready(Ok(filled.len()))
         })
     }
@@ -404,9 +425,10 @@ impl WsInlet {
         Incoming::Broken(match error {
             Error::Capacity(CapacityError::MessageTooLong { .. }) => Refusal::new(
                 Reason::FrameTooLarge,
-                format!("a frame may have {} bytes at most", self.limit),
+                format!("a frame may have {} bytes at most", self.router.limits().frame_bytes),
             )
-            .with("limit", self.limit.to_string()),
+            .with("limit", self.router.limits().frame_bytes.to_string())
+            .with("setting", "limits.frame_bytes"),
             Error::Utf8(_) => Refusal::new(Reason::InvalidUtf8, "a text message must be UTF-8"),
             Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => return Incoming::Closed(Bytes::new()),
             other => Refusal::new(Reason::ProtocolError, other.to_string()),
@@ -417,6 +439,9 @@ impl WsInlet {
 impl Inlet for WsInlet {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
         loop {
+            if let Some(refusal) = self.broken.take() {
+                return Poll::Ready(Incoming::Broken(*refusal));
+            }
             let message = match self.socket.read() {
                 Ok(WsMessage::Text(text)) => Message::Text(Str::from(text.as_str())),
                 Ok(WsMessage::Binary(bytes)) => Message::Binary(Bytes::copy_from_slice(&bytes)),
@@ -434,7 +459,9 @@ impl Inlet for WsInlet {
                     match ready!(self.poll_fill(cx)) {
                         Ok(0) | Err(_) => return Poll::Ready(Incoming::Closed(Bytes::new())),
                         Ok(count) => match self.left.map(|left| left.checked_sub(count)) {
-                            Some(None) => return Poll::Ready(Incoming::Broken(too_much(self.stranger_limit))),
+                            Some(None) => {
+                                return Poll::Ready(Incoming::Broken(too_much(self.router.limits().pre_auth_bytes)));
+                            }
                             left => self.left = left.flatten(),
                         },
                     }

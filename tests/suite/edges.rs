@@ -451,6 +451,7 @@ async fn who_answers_pings_lives_on_either_face() {
         let gateway = Gateway::with(|config| {
             config.limits.heartbeat = Duration::from_millis(320);
             config.limits.lease = Duration::from_millis(600);
+            config.limits.frames_per_second = 1_000_000;
         })
         .await;
         let mut quiet = gateway.member(face, "s", "quiet").await;

@@ -183,6 +183,9 @@ pub fn config(change: impl FnOnce(&mut Config)) -> Config {
     };
     // What a test leaves open is not waited for.
     config.drain_grace = Duration::from_millis(100);
+    // All peers come from one address.
+    config.limits.connections_per_ip = 100_000;
+    config.limits.connects_per_second = 100_000;
     change(&mut config);
     config
 }

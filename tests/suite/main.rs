@@ -6,6 +6,7 @@
 
 mod account;
 mod actors;
+mod attacks;
 mod calls;
 mod drain;
 mod edges;
@@ -15,11 +16,13 @@ mod folding;
 mod harness;
 mod identities;
 mod keys;
+mod limits;
 mod minting;
 mod origins;
 mod permissions;
 mod protojson;
 mod proxies;
+mod raw;
 mod requests;
 mod secrets;
 mod sessions;

@@ -407,6 +407,8 @@ async fn a_worker_that_reads_nothing_is_let_go(one: Face, other: Face) {
         config.limits.frame_bytes = 600 << 10;
         config.limits.outbox_bytes = 600 << 10;
         config.limits.unread_bytes = 4 << 20;
+        config.limits.request_bytes = 1 << 30;
+        config.limits.total_request_bytes = 1 << 30;
         // The ends must not be trimmed by what comes after them.
         config.retention.bytes = 1 << 28;
     })

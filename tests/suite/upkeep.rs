@@ -15,7 +15,10 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("session", &["error", "frame", "limits"]),
     ("log", &["error", "frame"]),
     ("router", &["auth", "error", "frame", "limits", "log", "session"]),
-    ("connection", &["auth", "error", "frame", "log", "router", "session"]),
+    (
+        "connection",
+        &["auth", "error", "frame", "limits", "log", "router", "session"],
+    ),
     (
         "transport",
         &[
@@ -37,6 +40,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "auth",
             "config",
             "edge",
+            "error",
             "frame",
             "limits",
             "log",
