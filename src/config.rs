@@ -246,7 +246,7 @@ settings! {
     "limits.unread_bytes" Bytes limits.unread_bytes,
         "Bytes that others have sent to one connection (requests to a worker) and that it leaves unread; beyond it, it is disconnected.";
     "limits.handshake" Span limits.handshake,
-        "From the accepted TCP connection to the first request on it.";
+        "From the accepted TCP connection to the first request on it, with the PROXY header and TLS in between.";
     "limits.heartbeat" Span limits.heartbeat,
         "How long a peer may show no life before it is pinged; after twice as long it is disconnected.";
     "limits.lease" Span limits.lease,

@@ -1,9 +1,12 @@
 //! TLS: both faces on one port, certificates that are replaced, and peers that speak something else.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -11,13 +14,14 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use twinspan::client::{Client, Origin, Tls};
 use twinspan::config::{ClientCertificates, Config, TlsVersion};
+use twinspan::router::Form;
 
 use crate::harness::*;
 use crate::scenarios;
@@ -378,4 +382,46 @@ async fn the_client_says_what_to_do_about_tls() {
     }
     secure.stopped().await;
     open.stopped().await;
+}
+
+/// Keeps what is written until it is flushed, as TLS does while the socket is full.
+#[derive(Clone, Default)]
+struct Holding(Arc<Mutex<(Vec<u8>, Vec<u8>)>>);
+
+impl AsyncRead for Holding {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Holding {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.lock().unwrap().0.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (held, sent) = &mut *self.0.lock().unwrap();
+        sent.append(held);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_within_the_socket() {
+    let gateway = Gateway::start().await;
+    let socket = Holding::default();
+    let life = gateway.router.life();
+    let link = gateway
+        .router
+        .attach(Form::Json, Some(Box::pin(socket.clone())), life)
+        .unwrap();
+    link.push_first(b"a message".as_slice().into());
+    link.kick();
+    let (held, sent) = socket.0.lock().unwrap().clone();
+    assert_eq!((held.as_slice(), sent.as_slice()), (&b""[..], &b"a message"[..]));
 }
