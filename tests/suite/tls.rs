@@ -160,19 +160,15 @@ async fn both_faces_meet_over_tls(one: Face, other: Face) {
 
 async fn large_messages_arrive_whole(one: Face, other: Face) {
     let folder = Folder::new();
-    let gateway = Gateway::with(|config| {
-        folder.serve(config);
-        config.retention.bytes = 256 << 20;
-    })
-    .await;
+    let gateway = folder.gateway().await;
     let mut ann = folder.member(&gateway, one).await;
     let mut bob = folder.member(&gateway, other).await;
-    // More than what TLS, the kernel and the gateway hold together: the reader is behind, and no tail is left within TLS.
-    let long = "x".repeat(400_000);
-    for number in 0..20 {
+    // Far more than TLS takes at once.
+    let long = "x".repeat(300_000);
+    for number in 0..8 {
         ann.send(text("s", &format!("x{number}"), &long)).await;
     }
-    for number in 0..20 {
+    for number in 0..8 {
         let frame = bob.next().await;
         assert_eq!(frame.id.as_str(), format!("x{number}"));
     }
@@ -349,6 +345,12 @@ async fn the_client_shows_what_it_is_given() {
     assert_eq!(refused.unwrap_err().origin, Origin::Transport);
     let open = Client::connect_with(&format!("http://{}", gateway.address), &shown).await;
     assert_eq!(open.unwrap_err().origin, Origin::Usage);
+    let empty = Tls {
+        roots: Some(folder.read("backend.key")),
+        identity: None,
+    };
+    let unbelieving = Client::connect_with(&url, &empty).await;
+    assert_eq!(unbelieving.unwrap_err().origin, Origin::Usage);
     gateway.stopped().await;
 }
 
