@@ -142,7 +142,7 @@ fn bare(status: &tonic::Status, code: Code, message: String) -> Error {
 }
 
 /// What a cause means that tells those who do not know the libraries nothing: a part of its text, and what to do.
-const HINTS: [(&str, &str); 5] = [
+const HINTS: [(&str, &str); 6] = [
     // A TLS alert, read as HTTP/2.
     (
         "frame with invalid size",
@@ -155,6 +155,10 @@ const HINTS: [(&str, &str); 5] = [
     (
         "UnknownIssuer",
         "the gateway's certificate comes from no root that is known here: name its root (--ca FILE)",
+    ),
+    (
+        "CaUsedAsEndEntity",
+        "the gateway shows the certificate of a root: make one that says basicConstraints=CA:FALSE",
     ),
     (
         "not valid for name",

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use super::Error;
@@ -27,6 +29,9 @@ impl Tls {
                 ))),
             };
         }
+        if self.roots.as_deref().is_some_and(|roots| !has_certificate(roots)) {
+            return Err(Error::usage("the roots to believe hold no certificate in PEM"));
+        }
         let mut config = match &self.roots {
             Some(roots) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots)),
             None => ClientTlsConfig::new().with_native_roots(),
@@ -41,6 +46,12 @@ impl Tls {
             ))
         })
     }
+}
+
+fn has_certificate(pem: &[u8]) -> bool {
+    CertificateDer::pem_slice_iter(pem)
+        .next()
+        .is_some_and(|found| found.is_ok())
 }
 
 impl fmt::Debug for Tls {

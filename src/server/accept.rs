@@ -1,7 +1,6 @@
 //! Accepting: TCP connections, what precedes HTTP on them (the PROXY header, TLS), and the HTTP that is spoken on each. It must
 //! never know what a request asks for.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -90,7 +89,7 @@ impl Listener {
 
     /// Accepts connections for as long as it is polled, and serves each that is let in, in a task of its own.
     pub async fn accept(&self, serving: Serving) {
-        tracing::info!(listener = %self, "listening");
+        tracing::info!(address = %self.address, tls = self.tls.is_some(), "listening");
         let door = Door::new();
         loop {
             match self.socket.accept().await {
@@ -114,13 +113,6 @@ impl Listener {
                 }
             }
         }
-    }
-}
-
-impl fmt::Display for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spoken = if self.tls.is_some() { "TLS" } else { "plaintext" };
-        write!(f, "{} ({spoken})", self.address)
     }
 }
 
