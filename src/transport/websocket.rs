@@ -44,6 +44,8 @@ const IDLE_BUFFER: usize = 256;
 const READ: usize = 64 << 10;
 /// How long what a peer still sends is read after it was sent the last word.
 const LINGER: Duration = Duration::from_secs(2);
+/// How much of it.
+const LINGER_BYTES: usize = 16 << 20;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
@@ -359,7 +361,13 @@ struct WsInlet {
     broken: Option<Box<Refusal>>,
     /// What a stranger may still send, in bytes.
     left: Option<usize>,
-    linger: Option<Pin<Box<tokio::time::Sleep>>>,
+    linger: Option<Box<Linger>>,
+}
+
+/// What is left of a connection that has been sent the last word.
+struct Linger {
+    time: Pin<Box<tokio::time::Sleep>>,
+    bytes: usize,
 }
 
 impl WsInlet {
@@ -415,8 +423,10 @@ impl WsInlet {
             let mut buffer = ReadBuf::new(scratch);
             ready!(self.link.poll_read(cx, &mut buffer))?;
             let filled = buffer.filled();
-            self.socket.get_mut().unread.extend_from_slice(filled);
-            self.measure(filled);
+            if self.linger.is_none() {
+                self.socket.get_mut().unread.extend_from_slice(filled);
+                self.measure(filled);
+            }
             Poll::Ready(Ok(filled.len()))
         })
     }
@@ -480,15 +490,27 @@ impl Inlet for WsInlet {
     /// A socket that is closed while bytes of the peer are unread is reset, and the peer may never see the close frame: so
     /// these are read, for a while.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let linger = self.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
-        if linger.as_mut().poll(cx).is_ready() {
+        let linger = self.linger.get_or_insert_with(|| {
+            Box::new(Linger {
+                time: Box::pin(tokio::time::sleep(LINGER)),
+                bytes: LINGER_BYTES,
+            })
+        });
+        if linger.time.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        loop {
-            self.socket.get_mut().unread.clear();
-            match ready!(self.poll_fill(cx)) {
-                Ok(0) | Err(_) => return Poll::Ready(()),
-                Ok(_) => {}
+        self.socket.get_mut().unread = Vec::new();
+        match ready!(self.poll_fill(cx)) {
+            Ok(0) | Err(_) => Poll::Ready(()),
+            Ok(count) => {
+                let linger = self.linger.as_mut().filter(|linger| linger.bytes > count);
+                let Some(linger) = linger else {
+                    return Poll::Ready(());
+                };
+                linger.bytes -= count;
+                // Others first: a peer that floods always has more.
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }

@@ -356,3 +356,18 @@ async fn connections_without_a_call_end_in_good_order() {
     assert_eq!(code, 0);
     gateway.stopped().await;
 }
+
+#[tokio::test]
+async fn compressed_messages_are_refused() {
+    let gateway = Gateway::start().await;
+    let head = "POST /twinspan.v1.Sessions/Get HTTP/1.1\r\nHost: x\r\nContent-Type: application/grpc-web+proto\r\n\
+        Grpc-Encoding: gzip\r\nConnection: close\r\nContent-Length: 8\r\n\r\n";
+    let bytes = [head.as_bytes(), &[1, 0, 0, 0, 3, 31, 139, 8]].concat();
+    let heard = raw::last_words(raw::connect(gateway.address).await, &bytes).await;
+    let heard = String::from_utf8_lossy(&heard).to_lowercase();
+    assert!(
+        heard.contains("grpc-status:12") || heard.contains("grpc-status: 12"),
+        "{heard}"
+    );
+    gateway.stopped().await;
+}
