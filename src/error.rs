@@ -190,7 +190,7 @@ reasons! {
         "A worker left more than `details.limit` bytes of what it was handed unread. It is disconnected, and what it held has ended.";
     ProtocolFlood "PROTOCOL_FLOOD" ResourceExhausted Some(1008), final,
         "The peer sent more WebSocket frames that carry nothing, or a message in more fragments, than `details.limit` (`details.setting`). The connection ends. Send messages whole, and pings seldom.";
-    RateLimited "RATE_LIMITED" ResourceExhausted Some(4003), retry,
+    RateLimited "RATE_LIMITED" ResourceExhausted Some(4004), retry,
         "The connection sends more than `details.limit` in a second (`details.setting`). The frame or call was refused, and nothing of it has happened: send it again after `retry_after`. Who goes on regardless is disconnected, and should connect again with backoff.";
     TooManyFromAddress "TOO_MANY_FROM_ADDRESS" ResourceExhausted None, retry,
         "The client's address has as many connections as it may have (`limits.connections_per_ip`), or opens more in a second than it may (`limits.connects_per_second`); a WebSocket handshake is answered with HTTP 429. Close some, or connect again after `retry_after`.";
@@ -200,7 +200,7 @@ reasons! {
         "The gateway's memory is used up to `limits.memory`: nothing new is begun, what is there goes on; over HTTP, 503. Try again after `retry_after`.";
     RequestsTooLarge "REQUESTS_TOO_LARGE" ResourceExhausted None, retry,
         "The open requests of the session, or of the gateway, hold as many bytes as they may (`details.setting`). Wait for some to end, or send less in each.";
-    Idle "IDLE" Unavailable Some(4002), retry,
+    Idle "IDLE" Unavailable Some(4005), retry,
         "The connection was in no session, served nothing and sent no frame for `limits.idle`. Connect again when there is something to do.";
     CallTimeout "CALL_TIMEOUT" DeadlineExceeded None, retry,
         "The request of the call did not arrive in full within `limits.call`. Send it again, faster.";

@@ -46,6 +46,13 @@ fn rows(stats: &pb::StatsResponse) -> Vec<[String; 2]> {
         ("workers replaced", stats.workers_replaced),
         ("workers resumed", stats.workers_resumed),
         ("fenced frames", stats.fenced_frames),
+        ("sockets", stats.sockets),
+        ("sockets refused", stats.sockets_refused),
+        ("floods ended", stats.floods),
+        ("credentials refused", stats.credentials_refused),
+        ("memory bytes", stats.memory_bytes),
+        ("  at most", stats.memory_limit_bytes),
+        ("  open requests", stats.request_bytes),
     ] {
         rows.push([what.to_owned(), count.to_string()]);
     }
@@ -65,9 +72,9 @@ mod tests {
         };
         let text = output::table(&rows(&stats));
         assert!(
-            text.contains("requests          7\n") && text.contains("  expired         2\n"),
+            text.contains("requests             7\n") && text.contains("  expired            2\n"),
             "{text}"
         );
-        assert_eq!(text.lines().count(), 15);
+        assert_eq!(text.lines().count(), 22);
     }
 }

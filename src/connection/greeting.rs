@@ -86,7 +86,10 @@ impl Connection {
             let Greeting { id, hello, .. } = *greeting;
             match verdict.and_then(|identity| self.become_known(identity)) {
                 Ok(()) => self.handle(&id, &Str::EMPTY, |this| this.welcome(&id, &hello)),
-                Err(refusal) => self.turn_away(&id, refusal),
+                Err(refusal) => {
+                    self.router.count_credential_refused();
+                    self.turn_away(&id, refusal);
+                }
             }
             if let Some(frame) = self.deferred.take_if(|_| self.identity.is_some()) {
                 self.receive_frame(*frame);

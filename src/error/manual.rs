@@ -83,6 +83,17 @@ mod tests {
     }
 
     #[test]
+    fn close_codes_of_our_own_are_one_for_each_reason() {
+        let own = Reason::ALL
+            .iter()
+            .filter_map(|reason| reason.row().close)
+            .filter(|code| *code >= 4000);
+        let mut codes: Vec<_> = own.collect();
+        codes.sort_unstable();
+        assert!(codes.windows(2).all(|pair| pair[0] < pair[1]), "{codes:?}");
+    }
+
+    #[test]
     fn names_are_unique_and_stable_in_form() {
         for reason in Reason::ALL {
             assert_eq!(Reason::by_name(reason.row().name), Some(*reason));

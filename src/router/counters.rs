@@ -32,6 +32,7 @@ pub(super) struct Counters {
     pub workers_replaced: Counter,
     pub resumed: Counter,
     pub fenced: Counter,
+    pub credentials_refused: Counter,
 }
 
 impl Counters {

@@ -372,10 +372,16 @@ impl Router {
         self.inner.session_count.load(Ordering::Relaxed)
     }
 
+    /// A credential was refused.
+    pub fn count_credential_refused(&self) {
+        self.inner.counters.credentials_refused.count();
+    }
+
     /// What has been counted since the start.
     pub fn stats(&self) -> pb::StatsResponse {
         let counters = &self.inner.counters;
         let uptime = self.inner.started.elapsed();
+        let (memory, memory_limit) = self.memory();
         pb::StatsResponse {
             started_at: self.now().wall.checked_sub(uptime).map(Into::into),
             connections: *self.inner.link_count.borrow() as u64,
@@ -392,6 +398,13 @@ impl Router {
             workers_replaced: counters.workers_replaced.value(),
             workers_resumed: counters.resumed.value(),
             fenced_frames: counters.fenced.value(),
+            sockets: self.inner.admission.sockets() as u64,
+            sockets_refused: self.inner.admission.refused(),
+            floods: self.floods(),
+            credentials_refused: counters.credentials_refused.value(),
+            memory_bytes: memory as u64,
+            memory_limit_bytes: memory_limit as u64,
+            request_bytes: self.request_bytes() as u64,
         }
     }
 

@@ -83,22 +83,29 @@ pub async fn identify(
     extensions: &Extensions,
     brought: Result<Option<Secret>, Refusal>,
 ) -> Result<Option<Arc<Identity>>, Refusal> {
-    let auth = router.auth();
-    if !auth.is_required() {
+    if !router.auth().is_required() {
         return Ok(Some(router.nobody()));
     }
-    let now = router.now().wall;
-    let identity = match brought? {
-        Some(secret) => auth.authenticate(&secret, now).await?,
-        None => match extensions
-            .get::<ClientCertificate>()
-            .and_then(|leaf| auth.certificate(&leaf.0, now))
-        {
-            Some(identity) => identity?,
-            None => return Ok(None),
-        },
-    };
-    Ok(Some(Arc::new(identity)))
+    let certificate = extensions.get::<ClientCertificate>();
+    let found = prove(router, certificate, brought).await;
+    if found.is_err() {
+        router.count_credential_refused();
+    }
+    Ok(found?.map(Arc::new))
+}
+
+/// A credential that was brought counts before the connection's certificate.
+async fn prove(
+    router: &Router,
+    certificate: Option<&ClientCertificate>,
+    brought: Result<Option<Secret>, Refusal>,
+) -> Result<Option<Identity>, Refusal> {
+    let (auth, now) = (router.auth(), router.now().wall);
+    match (brought?, certificate) {
+        (Some(secret), _) => auth.authenticate(&secret, now).await.map(Some),
+        (None, Some(leaf)) => auth.certificate(&leaf.0, now).transpose(),
+        (None, None) => Ok(None),
+    }
 }
 
 /// Gives each gRPC request its caller's identity. A call without one is refused; a stream may say later who it is.

@@ -20,13 +20,12 @@ use crate::error::{Reason, Refusal};
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// What pages may send.
-const SENT: [HeaderName; 9] = [
+const SENT: [HeaderName; 8] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
-    HeaderName::from_static("x-api-key"),
     HeaderName::from_static("x-grpc-web"),
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("x-user-agent"),
