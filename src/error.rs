@@ -170,7 +170,7 @@ reasons! {
         "Another connection serves the role by the same worker_id; the newer one wins.";
     WorkerNotFound "WORKER_NOT_FOUND" NotFound None, final,
         "No worker by that name serves the role.";
-    TooManyConnections "TOO_MANY_CONNECTIONS" ResourceExhausted None, retry,
+    TooManyConnections "TOO_MANY_CONNECTIONS" ResourceExhausted Some(1013), retry,
         "The gateway has as many connections as it may have; a WebSocket handshake is answered with HTTP 503. Try again later, or raise `limits.connections`.";
     TooManySessions "TOO_MANY_SESSIONS" ResourceExhausted None, retry,
         "The gateway has as many sessions as it may have. Delete some, or raise `limits.sessions`.";
@@ -192,11 +192,11 @@ reasons! {
         "The peer sent more WebSocket frames that carry nothing, or a message in more fragments, than `details.limit` (`details.setting`). The connection ends. Send messages whole, and pings seldom.";
     RateLimited "RATE_LIMITED" ResourceExhausted Some(4004), retry,
         "The connection sends more than `details.limit` in a second (`details.setting`). The frame or call was refused, and nothing of it has happened: send it again after `retry_after`. Who goes on regardless is disconnected, and should connect again with backoff.";
-    TooManyFromAddress "TOO_MANY_FROM_ADDRESS" ResourceExhausted None, retry,
+    TooManyFromAddress "TOO_MANY_FROM_ADDRESS" ResourceExhausted Some(1013), retry,
         "The client's address has as many connections as it may have (`limits.connections_per_ip`), or opens more in a second than it may (`limits.connects_per_second`); a WebSocket handshake is answered with HTTP 429. Close some, or connect again after `retry_after`.";
     TooManySockets "TOO_MANY_SOCKETS" Unavailable None, retry,
         "The gateway has as many TCP connections as it may have; HTTP 503. Try again later, or raise `limits.sockets`.";
-    Overloaded "OVERLOADED" ResourceExhausted None, retry,
+    Overloaded "OVERLOADED" ResourceExhausted Some(1013), retry,
         "The gateway's memory is used up to `limits.memory`: nothing new is begun, what is there goes on; over HTTP, 503. Try again after `retry_after`.";
     RequestsTooLarge "REQUESTS_TOO_LARGE" ResourceExhausted None, retry,
         "The open requests of the session, or of the gateway, hold as many bytes as they may (`details.setting`). Wait for some to end, or send less in each.";

@@ -48,6 +48,12 @@ impl Subjects {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn has_room(&self, subject: &str, thing: Thing, limit: usize) -> bool {
+        self.table()
+            .get(subject)
+            .is_none_or(|holding| holding.count(thing) < limit)
+    }
+
     /// The subject has one more; not if it has as many as it may.
     pub fn take(&self, subject: &Str, thing: Thing, limit: usize) -> bool {
         if subject.is_empty() {
@@ -122,12 +128,16 @@ impl Router {
         let limit = self.limits().connections_per_subject;
         match self.inner.subjects.take(subject, Thing::Link, limit) {
             true => Ok(()),
-            false => {
-                let text = format!("the subject has {limit} connections, the most it may have; close some");
-                Err(Refusal::new(Reason::TooManyConnections, text)
-                    .with("limit", limit.to_string())
-                    .with("setting", "limits.connections_per_subject"))
-            }
+            false => Err(too_many_links(limit)),
+        }
+    }
+
+    /// Whether the subject may have one more connection now.
+    pub fn check_subject(&self, subject: &str) -> Result<(), Refusal> {
+        let limit = self.limits().connections_per_subject;
+        match self.inner.subjects.has_room(subject, Thing::Link, limit) {
+            true => Ok(()),
+            false => Err(too_many_links(limit)),
         }
     }
 
@@ -243,6 +253,12 @@ impl Router {
     pub fn nobody(&self) -> Arc<Identity> {
         Arc::clone(&self.inner.nobody)
     }
+}
+
+fn too_many_links(limit: usize) -> Refusal {
+    let text = format!("the subject has {limit} connections, the most it may have; close some");
+    let setting = ("limits.connections_per_subject", limit as u64);
+    Refusal::limit(Reason::TooManyConnections, text, setting).after(Duration::from_secs(1))
 }
 
 fn check_seat(grants: &Grants, seat: &Seat) -> Result<(), Refusal> {

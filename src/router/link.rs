@@ -302,6 +302,14 @@ impl Link {
         }
     }
 
+    /// Puts a message that is ready to be sent into the outbox; a kick sends it.
+    #[cfg(test)]
+    pub fn push_ready(&self, bytes: Bytes) {
+        let mut out = self.out();
+        out.outbox_bytes += bytes.len();
+        out.outbox.push_back(bytes);
+    }
+
     /// Ends the connection once everything before has been sent. The first end counts.
     pub fn end(&self, refusal: Option<Refusal>) {
         // An end without a reason is the peer's own: it has had its answer.

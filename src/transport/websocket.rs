@@ -52,7 +52,16 @@ thread_local! {
 }
 
 /// Answers a handshake, and runs the connection if it is one.
-pub fn upgrade(router: &Router, mut request: Request<Body>) -> Response<Body> {
+pub fn upgrade(router: &Router, request: Request<Body>) -> Response<Body> {
+    upgrade_to(router, request, begin)
+}
+
+/// The same, with what is to become of the connection.
+fn upgrade_to<T: Future<Output = ()> + Send + 'static>(
+    router: &Router,
+    mut request: Request<Body>,
+    begin: impl FnOnce(&Router, Upgraded, Arrived<'_>) -> Option<T> + Send + 'static,
+) -> Response<Body> {
     let handshake = match handshake(&request) {
         Ok(handshake) => handshake,
         Err(refused) => return *refused,
@@ -219,17 +228,29 @@ struct Arrived<'a> {
     query: &'a str,
 }
 
-fn begin(router: &Router, upgraded: Upgraded, arrived: Arrived<'_>) -> Option<Drive<WsInlet>> {
+/// A connection that the router knows.
+struct Linked {
+    link: Arc<Link>,
+    inlet: WsInlet,
+    /// What was wrong with who it is.
+    refused: Option<Refusal>,
+}
+
+fn connect(router: &Router, upgraded: Upgraded, arrived: Arrived<'_>) -> Option<Linked> {
     let Arrived {
-        life,
-        identity,
-        form,
-        query,
+        life, identity, form, ..
     } = arrived;
     let (socket, early): (Pin<Box<dyn Socket>>, Bytes) = match auto::upgrade::downcast::<TokioIo<Tcp>>(upgraded) {
         Ok(parts) => (Box::pin(parts.io.into_inner()), parts.read_buf),
         Err(upgraded) => (Box::pin(TokioIo::new(upgraded)), Bytes::new()),
     };
+    // Whoever may not have one more is to be told, as a stranger.
+    let identity = identity.and_then(|identity| {
+        let room = identity
+            .as_ref()
+            .map(|identity| router.check_subject(&identity.subject));
+        room.transpose().map(|_| identity)
+    });
     let (identity, refused) = match identity {
         Ok(identity) => (identity, None),
         Err(refusal) => (None, Some(refusal)),
@@ -242,6 +263,12 @@ fn begin(router: &Router, upgraded: Upgraded, arrived: Arrived<'_>) -> Option<Dr
         }
     };
     let inlet = WsInlet::new(router, Arc::clone(&link), &early);
+    Some(Linked { link, inlet, refused })
+}
+
+fn begin(router: &Router, upgraded: Upgraded, arrived: Arrived<'_>) -> Option<Drive<WsInlet>> {
+    let query = arrived.query;
+    let Linked { link, inlet, refused } = connect(router, upgraded, arrived)?;
     let mut connection = Connection::new(router, link);
     if let Some(refusal) = refused {
         connection.turn_away(&Str::EMPTY, refusal);
@@ -515,3 +542,6 @@ impl Inlet for WsInlet {
         }
     }
 }
+
+#[cfg(test)]
+mod echo;
