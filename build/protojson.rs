@@ -11,12 +11,14 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
 /// Messages of other files that the commands show.
-const SHOWN: [&str; 5] = [
+const SHOWN: [&str; 7] = [
     "WhyResponse",
     "WorkerCounts",
     "ListWorkersResponse",
     "Worker",
     "StatsResponse",
+    "Revocation",
+    "ListRevocationsResponse",
 ];
 
 /// The text of `protojson.rs`, to be included where the generated types are.

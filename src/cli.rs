@@ -8,6 +8,7 @@ mod call;
 mod demo;
 mod dev;
 mod output;
+mod revoke;
 mod send;
 mod serve;
 mod settings;
@@ -63,6 +64,8 @@ enum Command {
     Workers(workers::Workers),
     /// Have a worker finish what it has, and give it nothing new
     Drain(workers::Drain),
+    /// Take back what a subject or a token may do, at once
+    Revoke(revoke::Revoke),
     /// Print what was counted since the gateway started
     Stats(stats::Stats),
     /// Make tokens, API keys and secrets, and look into tokens
@@ -203,6 +206,7 @@ pub fn main() -> ExitCode {
         Command::Why(why) => on_one_core(why.run()),
         Command::Workers(workers) => on_one_core(workers.run()),
         Command::Drain(drain) => on_one_core(drain.run()),
+        Command::Revoke(revoke) => on_one_core(revoke.run()),
         Command::Stats(stats) => on_one_core(stats.run()),
         Command::Token(token) => on_one_core(token.run()),
         Command::Config(show) => show.run(),

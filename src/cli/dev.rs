@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::{Failure, demo, output};
 use crate::auth::{Grant, Grants};
 use crate::client::Credential;
@@ -43,7 +43,10 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     let url = format!("http://{address}");
     let worker = demo::work(&url, ROLE, credential(server.router())?);
     tokio::select! {
-        served = server.run(signals.asked_once()) => served?,
+        served = server.run(signals.asked_once()) => {
+            served?;
+            signals::stopped();
+        }
         error = worker => return Err(error.into()),
     }
     Ok(())

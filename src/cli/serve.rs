@@ -1,7 +1,7 @@
 //! `twinspan serve`: the gateway, until it is asked to stop.
 
 use super::Failure;
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use crate::config::Config;
 use crate::server::Server;
 use crate::telemetry;
@@ -20,5 +20,6 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     }
     let server = Server::bind(config).await?;
     server.run(signals.asked_once()).await?;
+    signals::stopped();
     Ok(())
 }

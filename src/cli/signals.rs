@@ -1,6 +1,7 @@
 //! Being asked to stop: Ctrl-C, or SIGTERM. Once means "in good order", twice means "now".
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -34,7 +35,16 @@ impl Signals {
         self.asked().await;
         tokio::spawn(async move {
             self.asked().await;
-            std::process::exit(Failure::INTERRUPTED.into());
+            if !STOPPED.load(Ordering::Relaxed) {
+                std::process::exit(Failure::INTERRUPTED.into());
+            }
         });
     }
+}
+
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// All is done in good order: who asks again now asks for what is happening already.
+pub fn stopped() {
+    STOPPED.store(true, Ordering::Relaxed);
 }

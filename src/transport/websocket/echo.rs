@@ -154,6 +154,7 @@ fn fuzz(address: SocketAddr, folder: &std::path::Path) -> Value {
     let status = Command::new(wstest)
         .args(["-m", "fuzzingclient", "-s"])
         .arg(&path)
+        .stdout(Stdio::null())
         .status();
     assert!(status.unwrap().success());
     let index = std::fs::read(folder.join("reports/index.json")).unwrap();
