@@ -2,7 +2,8 @@
 
     python worker.py [ADDRESS] [ROLE] [WORKER_ID]
 
-SIGTERM has it finish what it has, take nothing new, and leave.
+SIGTERM has it finish what it has, take nothing new, and leave. Where the gateway wants to know who it is, the variable
+TWINSPAN_TOKEN has its token or API key.
 """
 
 import os
@@ -21,6 +22,7 @@ from twinspan.v1 import gateway_pb2_grpc
 PAUSE = 0.03  # seconds between two words, as a model that thinks
 AGAIN = 1.0  # seconds until a lost connection is made anew
 AT_ONCE = 8  # requests
+CREDENTIAL = [("authorization", f"Bearer {token}")] if (token := os.environ.get("TWINSPAN_TOKEN")) else None
 
 
 def answer(query):
@@ -80,7 +82,8 @@ class Worker:
         self.outgoing.put(self.serve())
         try:
             with grpc.insecure_channel(self.address) as channel:
-                for frame in gateway_pb2_grpc.GatewayStub(channel).Attach(iter(self.outgoing.get, None)):
+                stream = gateway_pb2_grpc.GatewayStub(channel).Attach
+                for frame in stream(iter(self.outgoing.get, None), metadata=CREDENTIAL):
                     self.receive(frame)
         except grpc.RpcError as error:
             print(f"lost {self.address}: {error.details()}", flush=True)
