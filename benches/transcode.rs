@@ -4,15 +4,14 @@
 //! parsed from one form and written in the other, the median of many samples.
 
 use std::hint::black_box;
-use std::time::Duration;
 
 use bytes::Bytes;
-use nix::time::{ClockId, clock_gettime};
 use prost::Message;
 use twinspan::frame::{Frame, Payload, Rules, Sealed, Str, Types};
 
-const SAMPLES: usize = 21;
-const SAMPLE: Duration = Duration::from_millis(8);
+mod common;
+
+use common::measure;
 
 /// The frame with its payload as a tree: what prost and pbjson make of it without our help.
 #[derive(Clone, PartialEq, Message, serde::Serialize, serde::Deserialize)]
@@ -26,31 +25,6 @@ struct TreeFrame {
     r#type: String,
     #[prost(message, optional, tag = "16")]
     payload: Option<pbjson_types::Value>,
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
-        .expect("the clock must be readable")
-        .into()
-}
-
-/// The median cost of one call, in nanoseconds.
-fn measure(mut work: impl FnMut()) -> f64 {
-    let mut rounds = 1_u32;
-    let mut time = |rounds: u32| {
-        let start = cpu_time();
-        (0..rounds).for_each(|_| work());
-        cpu_time() - start
-    };
-    while time(rounds) < SAMPLE {
-        rounds *= 2;
-    }
-    let mut samples: Vec<f64> = (0..SAMPLES)
-        .map(|_| time(rounds).as_nanos() as f64 / f64::from(rounds))
-        .collect();
-    samples.sort_by(f64::total_cmp);
-    samples[SAMPLES / 2]
 }
 
 /// One long text, as chats have it.

@@ -4,7 +4,13 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::client::Resumption;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::process::{Process, Server};
 use crate::websocket::opening;
@@ -21,11 +27,20 @@ pub fn measure(options: &Options) -> Result<()> {
     };
     println!("\nlimit: {ATTEMPTS} WebSockets, one after the other, of which {LIMIT} may be");
     at_the_limit(&server)?;
-    handshakes(&server)
+    let process = Process::start(&server)?;
+    let plain = |gateway| attempt(gateway).map(drop);
+    handshakes("plaintext", (&process, process.address()), plain)?;
+    let folder = Folder::new()?;
+    let process = Process::start_with(&server, &folder.settings())?;
+    for (how, resumes) in [("TLS 1.3", false), ("TLS 1.3, resumed", true)] {
+        let config = folder.client(resumes)?;
+        handshakes(how, (&process, process.address()), |gateway| over_tls(gateway, &config))?;
+    }
+    Ok(())
 }
 
 fn at_the_limit(server: &Server) -> Result<()> {
-    let process = Process::start_with(server, &[("TWINSPAN_LIMITS_CONNECTIONS", &LIMIT.to_string())])?;
+    let process = Process::start_with(server, &[("TWINSPAN_LIMITS_CONNECTIONS", LIMIT.to_string())])?;
     let before = process.resident_bytes()?;
     let (mut held, mut told) = (Vec::new(), BTreeMap::<String, usize>::new());
     let (began, cpu) = (Instant::now(), process.cpu()?);
@@ -45,19 +60,83 @@ fn at_the_limit(server: &Server) -> Result<()> {
     Ok(())
 }
 
-fn handshakes(server: &Server) -> Result<()> {
-    let process = Process::start(server)?;
+fn handshakes(
+    how: &str,
+    (process, gateway): (&Process, SocketAddr),
+    shake: impl Fn(SocketAddr) -> Result<()>,
+) -> Result<()> {
     let (began, cpu) = (Instant::now(), process.cpu()?);
     for _ in 0..HANDSHAKES {
-        attempt(process.address())?;
+        shake(gateway)?;
     }
     let (took, cpu) = (began.elapsed(), process.cpu()? - cpu);
     println!(
-        "plaintext handshakes, one after the other: {:.0} in a second, {:.1} us of CPU time each",
+        "{how}: {:.0} handshakes in a second, one after the other, {:.1} us of the gateway's CPU time each",
         HANDSHAKES as f64 / took.as_secs_f64(),
         cpu.as_secs_f64() * 1e6 / HANDSHAKES as f64
     );
     Ok(())
+}
+
+/// A certificate for the gateway, in a folder that is gone when it is dropped.
+struct Folder {
+    path: PathBuf,
+    certificate: CertificateDer<'static>,
+}
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("twinspan-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+        std::fs::write(path.join("pem"), made.cert.pem())?;
+        std::fs::write(path.join("key"), made.signing_key.serialize_pem())?;
+        let certificate = made.cert.der().clone();
+        Ok(Self { path, certificate })
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let file = |name| self.path.join(name).display().to_string();
+        vec![
+            ("TWINSPAN_TLS_CERTIFICATE", file("pem")),
+            ("TWINSPAN_TLS_KEY", file("key")),
+        ]
+    }
+
+    fn client(&self, resumes: bool) -> Result<Arc<ClientConfig>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone())?;
+        let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        if !resumes {
+            config.resumption = Resumption::disabled();
+        }
+        Ok(Arc::new(config))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.path).ok();
+    }
+}
+
+/// TLS, then the handshake of a WebSocket within it.
+fn over_tls(gateway: SocketAddr, config: &Arc<ClientConfig>) -> Result<()> {
+    let socket = TcpStream::connect(gateway)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_nodelay(true)?;
+    let name = ServerName::try_from("localhost")?;
+    let mut stream = StreamOwned::new(ClientConnection::new(Arc::clone(config), name)?, socket);
+    stream.write_all(opening(&gateway.to_string(), "/v1/ws", None).as_bytes())?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer)?;
+    match answer.ends_with(b"101") {
+        true => Ok(()),
+        false => Err(format!("not let in: {}", String::from_utf8_lossy(&answer)).into()),
+    }
 }
 
 /// The socket, and the first line of the answer.

@@ -62,11 +62,11 @@ impl Process {
     }
 
     /// The same, with these variables in its environment.
-    pub fn start_with(server: &Server, variables: &[(&str, &str)]) -> Result<Self> {
+    pub fn start_with(server: &Server, variables: &[(&str, String)]) -> Result<Self> {
         let address = free_address()?;
         let log = log_path(server);
         let mut command = command(server, address)?;
-        command.envs(variables.iter().copied());
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -55,7 +55,7 @@ const SECTIONS: [(&str, &str); 8] = [
     ),
     (
         "limits",
-        "What peers are held to. Each is at least 1; there is no \"unlimited\".",
+        "What peers are held to. Each is at least 1; there is no \"unlimited\". Fixed, since every member and client relies on them: names and ids have at most 128 characters, metadata at most 32 entries and 16 KiB, payloads at most 32 levels, tokens at most 16 KiB.",
     ),
 ];
 
