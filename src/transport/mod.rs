@@ -1,10 +1,10 @@
 //! The transports: bytes to messages and back, nothing else. None of them knows what a session is.
 
 pub mod credentials;
-mod frames;
+pub mod frames;
 pub mod grpc;
 pub mod http;
-mod meter;
+pub mod meter;
 pub mod origins;
 pub mod proxy;
 pub mod tcp;
