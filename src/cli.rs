@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::client::{self, Client, Credential, Origin, Tls};
+use crate::error::Reason;
 use crate::{config, server, telemetry};
 
 const EXIT_CODES: &str = "\
@@ -162,6 +163,10 @@ impl Failure {
 impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Self {
         match error.origin {
+            Origin::Gateway if error.known_reason() == Some(Reason::Unauthenticated) => {
+                let hint = "Show a token or an API key with --token-file FILE, or in the variable TWINSPAN_TOKEN.";
+                Self::new(Self::REFUSED, format!("{error}\n{hint}"))
+            }
             Origin::Gateway => Self::new(Self::REFUSED, error),
             Origin::Usage => Self::new(Self::USAGE, error),
             Origin::Transport if error.message.starts_with("cannot reach") => {
@@ -209,7 +214,7 @@ pub fn main() -> ExitCode {
         Command::Revoke(revoke) => on_one_core(revoke.run()),
         Command::Stats(stats) => on_one_core(stats.run()),
         Command::Token(token) => on_one_core(token.run()),
-        Command::Config(show) => show.run(),
+        Command::Config(show) => on_one_core(show.run()),
     };
     done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
 }

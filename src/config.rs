@@ -275,7 +275,7 @@ settings! {
     "limits.unread_bytes" Bytes limits.unread_bytes,
         "Bytes that others have sent to one connection (requests to a worker) and that it leaves unread; beyond it, it is disconnected.";
     "limits.handshake" Span limits.handshake,
-        "From the accepted TCP connection to the first request on it, with the PROXY header and TLS in between.";
+        "From the accepted TCP connection to the first request on it, with the PROXY header and TLS in between; and of HTTP/1.1, from one request to the next.";
     "limits.auth_timeout" Span limits.auth_timeout,
         "Where peers are authenticated: how long a connection may take to say who it is, in its handshake or by `Hello`.";
     "limits.pre_auth_bytes" Bytes limits.pre_auth_bytes,

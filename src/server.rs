@@ -63,11 +63,7 @@ impl Server {
 
     /// The same with a log of the caller's.
     pub async fn bind_with(config: Config, log: Arc<dyn Log>) -> Result<Self, Error> {
-        let auth = Authenticator::open(&config.auth)
-            .await
-            .map_err(|error| Error(error.to_string()))?;
-        let types = Types::load(&config.descriptors).map_err(Error)?;
-        let identity = Identity::load(&config.tls).map_err(|error| Error(error.to_string()))?;
+        let Read { auth, types, identity } = read(&config).await?;
         let mut listeners = vec![listen(config.listen, identity.clone(), "listen").await?];
         if let Some(address) = config.plaintext_listen {
             listeners.push(listen(address, None, "set plaintext_listen").await?);
@@ -93,6 +89,11 @@ impl Server {
             },
             grace: config.drain_grace,
         })
+    }
+
+    /// Reads the files that the settings name, and says what is wrong with them. Takes nothing.
+    pub async fn check(config: &Config) -> Result<(), Error> {
+        read(config).await.map(drop)
     }
 
     /// Where it listens.
@@ -149,6 +150,23 @@ impl Server {
     }
 }
 
+/// What the files hold that the settings name.
+struct Read {
+    auth: Authenticator,
+    types: Types,
+    identity: Option<Identity>,
+}
+
+async fn read(config: &Config) -> Result<Read, Error> {
+    Ok(Read {
+        auth: Authenticator::open(&config.auth)
+            .await
+            .map_err(|error| Error(error.to_string()))?,
+        types: Types::load(&config.descriptors).map_err(Error)?,
+        identity: Identity::load(&config.tls).map_err(|error| Error(error.to_string()))?,
+    })
+}
+
 /// Ends the connections of those whose credentials are worth nothing any more.
 async fn send_away(router: &Router) {
     let mut changed = router.auth().changed();
@@ -166,6 +184,9 @@ async fn listen(address: SocketAddr, tls: Option<Identity>, flag: &str) -> Resul
     Listener::bind(address, tls).await.map_err(unbound)
 }
 
+/// The largest question about health, or about what there is to call.
+const ASKED: usize = 16 << 10;
+
 async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error> {
     let (limit, call) = (router.limits().frame_bytes, router.limits().call);
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -180,6 +201,8 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
             // With it, tools can show the reason of an error.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
+    let v1 = reflection().build_v1().map_err(unreflected)?;
+    let v1alpha = reflection().build_v1alpha().map_err(unreflected)?;
     // A call's message holds a frame and a little more.
     let call_limit = limit + (64 << 10);
     let bounds = grpc::Bounds {
@@ -190,9 +213,9 @@ async fn services(router: &Router) -> Result<(HealthReporter, HttpRouter), Error
         tonic::service::Routes::new(GatewayServer::new(grpc::Attach::new(router)).max_decoding_message_size(limit))
             .add_service(SessionsServer::new(grpc::Calls::new(router)).max_decoding_message_size(call_limit))
             .add_service(AdminServer::new(grpc::Operators::new(router)).max_decoding_message_size(call_limit))
-            .add_service(health_service)
-            .add_service(reflection().build_v1().map_err(unreflected)?)
-            .add_service(reflection().build_v1alpha().map_err(unreflected)?)
+            .add_service(health_service.max_decoding_message_size(ASKED))
+            .add_service(v1.max_decoding_message_size(ASKED))
+            .add_service(v1alpha.max_decoding_message_size(ASKED))
             .into_axum_router()
             .layer(axum::middleware::map_request(move |request| {
                 std::future::ready(grpc::note_end(request, bounds))

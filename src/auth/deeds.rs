@@ -64,6 +64,7 @@ deeds! {
     Leave "Leave" Need::Nothing, "Be a member no more.";
     Send "a frame to the session, to a member, or to the members of a role" Need::In(Permission::Send), "Say something, logged or ephemeral.";
     Request "a frame to a role" Need::Asking, "Ask a worker of the role.";
+    Replace "a frame to a role that replaces others (option `concurrency`)" Need::Cancelling, "Ask, and end what was asked before of the role.";
     Open "Join, or a frame, that brings its session into being" Need::In(Permission::Create), "Make a session by using it.";
     Serve "Serve" Need::Serving, "Be a worker.";
     Reply "a frame with `reply_to`" Need::Holding, "Answer a request, as its worker.";
@@ -139,12 +140,16 @@ impl Grants {
 
     fn denied(&self, deed: Deed, Place { session, role }: Place<'_>) -> Refusal {
         let need = match deed.need() {
-            Need::In(permission) => permission,
-            Need::Role => Permission::Read,
-            Need::Asking => Permission::Request,
-            Need::Cancelling => Permission::CancelOwn,
-            Need::Serving => Permission::Serve,
-            Need::Admin | Need::Nothing | Need::NotEvenAName | Need::Holding | Need::AsFrame => Permission::Admin,
+            Need::In(permission) => permission.name(),
+            Need::Role if self.allow(Permission::Read, session) => "roles",
+            Need::Role => Permission::Read.name(),
+            Need::Asking if self.allow(Permission::Request, session) => "ask",
+            Need::Asking => Permission::Request.name(),
+            Need::Cancelling => Permission::CancelOwn.name(),
+            Need::Serving => Permission::Serve.name(),
+            Need::Admin | Need::Nothing | Need::NotEvenAName | Need::Holding | Need::AsFrame => {
+                Permission::Admin.name()
+            }
         };
         let mut text = format!("{} needs `{need}`", deed.name());
         if !session.is_empty() {
@@ -159,7 +164,7 @@ impl Grants {
                 " ({void:?} gives nothing to this subject, whose name has the character that ends it there: what is its own could not be told from others')"
             );
         }
-        let refusal = Refusal::new(Reason::PermissionDenied, text).with("need", need.name());
+        let refusal = Refusal::new(Reason::PermissionDenied, text).with("need", need);
         match session.is_empty() {
             true => refusal,
             false => refusal.with("session_id", session),
@@ -194,7 +199,7 @@ pub fn markdown() -> String {
          # Permissions\n\n\
          What every frame and every call needs, on either face. What no grant gives is denied (`PERMISSION_DENIED`; `details.need` is the\n\
          permission, `details.session_id` the session); [AUTH.md](AUTH.md) says where grants come from. A gateway that authenticates nobody allows\n\
-         everybody everything. Health and server reflection need nothing.\n\n\
+         everybody everything. Health needs nothing, server reflection an identity.\n\n\
          | frame or call | needs, in its session | to |\n|---|---|---|\n{}",
         rows.collect::<String>()
     )

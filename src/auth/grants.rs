@@ -11,11 +11,14 @@ use serde::{Deserialize, Serialize};
 use crate::frame::{Str, matches};
 
 /// Grants that one credential may hold.
-const GRANTS: usize = 64;
-/// Patterns of one list of a grant.
-const PATTERNS: usize = 64;
+const GRANTS: usize = 32;
+/// Patterns that all of them may have together.
+const PATTERNS: usize = 128;
 /// Bytes of a pattern.
 const PATTERN_BYTES: usize = 256;
+/// What names are put together with most often. A subject that has one of these in it is not told apart, whatever its own
+/// patterns are: a neighbour's may be others.
+const SEPARATORS: [char; 2] = ['/', ':'];
 /// What stands for the subject in a pattern.
 const SUBJECT: &str = "{sub}";
 /// The role that whoever may read may join as.
@@ -110,6 +113,40 @@ pub struct Grant {
     pub serve: Vec<String>,
 }
 
+impl Grant {
+    fn patterns(&self) -> impl Iterator<Item = &String> {
+        [&self.sessions, &self.roles, &self.ask, &self.serve]
+            .into_iter()
+            .flatten()
+    }
+}
+
+/// Who stands for `{sub}`, if that can be nobody else.
+struct Subject<'a>(Option<&'a str>);
+
+impl<'a> Subject<'a> {
+    /// With "user-{sub}-*", what belongs to "a-b" would belong to "a" as well: so whoever has a character in it that ends the
+    /// subject in some pattern, before more that may be anything, is filled in nowhere.
+    fn new(grants: &[Grant], subject: &'a str) -> Self {
+        let ends = grants.iter().flat_map(Grant::patterns).filter_map(|pattern| {
+            let (_, after) = pattern.split_once(SUBJECT)?;
+            after.chars().next().filter(|_| after.contains('*'))
+        });
+        let is_apart = !subject.contains(SEPARATORS) && !ends.into_iter().any(|end| subject.contains(end));
+        // No name has a star, so a subject that has one is nowhere, and must not become a wildcard.
+        let is_plain = !subject.is_empty() && !subject.contains(['*', '{', '}']);
+        Self(Some(subject).filter(|_| is_plain && is_apart))
+    }
+
+    /// The pattern with the subject in it; nothing if that could mean somebody else's as well.
+    fn fill(&self, pattern: &str) -> Option<Str> {
+        match pattern.split_once(SUBJECT) {
+            None => Some(Str::from(pattern)),
+            Some((before, after)) => self.0.map(|subject| Str::from(format!("{before}{subject}{after}"))),
+        }
+    }
+}
+
 /// What somebody may do.
 #[derive(Clone, Debug)]
 pub struct Grants(Kind);
@@ -154,10 +191,15 @@ impl Grants {
         if grants.len() > GRANTS {
             return Err(format!("there are {} grants; at most {GRANTS} may be", grants.len()));
         }
+        let patterns = grants.iter().map(Grant::patterns).map(Iterator::count).sum::<usize>();
+        if patterns > PATTERNS {
+            return Err(format!("there are {patterns} patterns; at most {PATTERNS} may be"));
+        }
+        let subject = Subject::new(&grants, subject);
         let rules = grants
             .into_iter()
             .enumerate()
-            .map(|(at, grant)| Rule::new(grant, subject).map_err(|wrong| format!("grant {at}: {wrong}")));
+            .map(|(at, grant)| Rule::new(grant, &subject).map_err(|wrong| format!("grant {at}: {wrong}")));
         Ok(Self(Kind::Listed(rules.collect::<Result<_, _>>()?)))
     }
 
@@ -176,6 +218,14 @@ impl Grants {
     /// Whether something may be done in the session.
     pub fn allow(&self, permission: Permission, session: &str) -> bool {
         self.is_all() || self.rules(session).any(|rule| rule.can & permission.bit() != 0)
+    }
+
+    /// Whether there is any session in which something may be done.
+    pub fn allow_anywhere(&self, permission: Permission) -> bool {
+        match &self.0 {
+            Kind::All => true,
+            Kind::Listed(rules) => rules.iter().any(|rule| rule.can & permission.bit() != 0),
+        }
     }
 
     /// Whether it may be known what the session holds.
@@ -234,7 +284,7 @@ impl Grants {
 }
 
 impl Rule {
-    fn new(grant: Grant, subject: &str) -> Result<Self, String> {
+    fn new(grant: Grant, subject: &Subject<'_>) -> Result<Self, String> {
         let Grant {
             sessions,
             can,
@@ -265,17 +315,11 @@ impl Rule {
 }
 
 impl Patterns {
-    fn new(list: &str, patterns: &[String], subject: &str) -> Result<Self, String> {
-        if patterns.len() > PATTERNS {
-            return Err(format!(
-                "`{list}` has {} patterns; at most {PATTERNS} may be",
-                patterns.len()
-            ));
-        }
+    fn new(list: &str, patterns: &[String], subject: &Subject<'_>) -> Result<Self, String> {
         let mut made = Self::default();
         for pattern in patterns {
             check(pattern).map_err(|wrong| format!("`{list}` has {pattern:?}: {wrong}"))?;
-            match fill(pattern, subject) {
+            match subject.fill(pattern) {
                 Some(filled) => made.live.push(filled),
                 None => made.void.push(pattern.clone()),
             }
@@ -309,19 +353,6 @@ fn check(pattern: &str) -> Result<(), &'static str> {
         Some(_) if before.contains('*') => Err("no * can come before {sub}"),
         _ => Ok(()),
     }
-}
-
-/// The pattern with the subject in it; nothing if that could mean somebody else's as well.
-fn fill(pattern: &str, subject: &str) -> Option<Str> {
-    let Some((before, after)) = pattern.split_once(SUBJECT) else {
-        return Some(Str::from(pattern));
-    };
-    // No name has a star, so a subject that has one is nowhere, and must not become a wildcard.
-    let is_plain = !subject.is_empty() && !subject.contains(['*', '{', '}']);
-    // With "user-{sub}-*", what belongs to "a-b" would belong to "a" as well.
-    let separator = after.chars().next().filter(|_| after.contains('*'));
-    let is_told_apart = separator.is_none_or(|separator| !subject.contains(separator));
-    (is_plain && is_told_apart).then(|| Str::from(format!("{before}{subject}{after}")))
 }
 
 #[cfg(test)]
@@ -382,7 +413,10 @@ mod tests {
             }
             assert_eq!(own(escape).void().is_some(), escape != "ann");
         }
-        assert!(reads("ann-x", "inbox-ann-x"));
+        // Where nothing can follow, nothing has to be told apart; but not where something follows elsewhere.
+        let inbox = |subject| grants(r#"{"sessions":["inbox-{sub}"],"can":["read"]}"#, subject);
+        assert!(inbox("ann-x").allow(Permission::Read, "inbox-ann-x"));
+        assert!(!reads("ann-x", "inbox-ann-x") && !inbox("ann/x").allow(Permission::Read, "inbox-ann/x"));
     }
 
     #[test]
@@ -429,7 +463,12 @@ mod tests {
         for bad in [r#"{"session":["*"]}"#, r#"{"sessions":["*"],"can":["fly"]}"#] {
             assert!(serde_json::from_str::<Grant>(bad).is_err(), "{bad}");
         }
-        assert!(Grants::new(vec![Grant::default(); 65], "ann").is_err());
+        assert!(Grants::new(vec![Grant::default(); 33], "ann").is_err());
+        let many = Grant {
+            sessions: vec!["a".to_owned(); 129],
+            ..Grant::default()
+        };
+        assert!(Grants::new(vec![many], "ann").is_err());
     }
 
     #[test]

@@ -132,6 +132,9 @@ type Key = (Kind, String, Option<String>);
 pub struct Revocations {
     file: Option<File>,
     limit: usize,
+    /// Held while the file is read or written, before the other; revoking is rare.
+    writing: Mutex<()>,
+    /// Held for moments: every credential is looked up here.
     known: Mutex<HashMap<Key, Revocation>>,
 }
 
@@ -152,6 +155,7 @@ impl Revocations {
         Self {
             file: None,
             limit: REVOCATIONS,
+            writing: Mutex::default(),
             known: Mutex::default(),
         }
     }
@@ -201,27 +205,30 @@ impl Revocations {
     pub fn revoke(&self, revocation: Revocation, now: SystemTime) -> Result<(), Refusal> {
         revocation.check()?;
         let key = revocation.key();
-        let mut known = self.lock();
-        let revocation = match known.get(&key) {
-            Some(other) => revocation.joined(other),
-            None => {
-                make_room(&mut known, self.limit, now);
-                if known.len() >= self.limit {
-                    return Err(full(self.limit));
+        let _writing = self.write_lock();
+        let revocation = {
+            let mut known = self.lock();
+            match known.get(&key) {
+                Some(other) => revocation.joined(other),
+                None => {
+                    make_room(&mut known, self.limit, now);
+                    if known.len() >= self.limit {
+                        return Err(full(self.limit));
+                    }
+                    revocation
                 }
-                revocation
             }
         };
         let revocation = Revocation {
             durable: self.file.is_some(),
             ..revocation
         };
-        // Under the lock, so that the file has the lines in the order in which they count; revoking is rare.
+        // One at a time, so that the file has the lines in the order in which they count.
         if let Some(file) = &self.file {
             // Not taken for read: somebody else may have written to it too.
             append(file.path(), &revocation).map_err(|error| unwritten(file, &error))?;
         }
-        known.insert(key, revocation);
+        self.lock().insert(key, revocation);
         Ok(())
     }
 
@@ -234,13 +241,17 @@ impl Revocations {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn write_lock(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is wrong, of which nothing is taken; what was known then stays too, since what is wrong may be one of those.
     fn reload(&self, now: SystemTime) -> Vec<String> {
         let Some(file) = &self.file else {
             return Vec::new();
         };
-        let mut known = self.lock();
-        if !file.path().exists() && known.is_empty() {
+        let _writing = self.write_lock();
+        if !file.path().exists() && self.lock().is_empty() {
             file.mark();
             return Vec::new();
         }
@@ -249,10 +260,10 @@ impl Revocations {
             Err(wrong) => return vec![wrong],
         };
         let (read, wrong) = parse(file, &text, self.limit, now);
-        if wrong.is_empty() {
-            *known = read;
-        } else {
-            known.extend(read);
+        let mut known = self.lock();
+        match wrong.is_empty() {
+            true => *known = read,
+            false => known.extend(read),
         }
         wrong
     }

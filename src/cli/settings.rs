@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 
 use super::{Failure, output};
 use crate::config::{Config, Flag, Inputs, Loaded, SETTINGS, Setting};
+use crate::server::Server;
 
 /// What the command line says about the settings.
 #[derive(Clone, Debug, Default)]
@@ -119,15 +120,16 @@ fn given(setting: &Setting, matches: &ArgMatches) -> Option<Flag> {
 pub struct Show {
     #[command(flatten)]
     settings: Settings,
-    /// Only say whether the settings can be used
+    /// Only say whether the settings, and the files that they name, can be used
     #[arg(long)]
     check: bool,
 }
 
 impl Show {
-    pub fn run(self) -> Result<(), Failure> {
+    pub async fn run(self) -> Result<(), Failure> {
         let loaded = self.settings.loaded(Config::default())?;
         if self.check {
+            Server::check(&loaded.config).await?;
             output::line("the settings can be used")
         } else {
             output::text(&loaded.toml())

@@ -61,8 +61,13 @@ impl Connection {
     }
 
     pub(super) fn hello(&mut self, id: &Str, mut hello: pb::Hello) -> Result<(), Refusal> {
-        tracing::info!(connection = %self.link.name(), client = ?hello.client, "hello");
+        tracing::debug!(connection = %self.link.name(), client = ?hello.client, "hello");
         let token = std::mem::take(&mut hello.token);
+        if token.is_empty() && !self.is_known() && std::mem::replace(&mut self.greeted, true) {
+            // A stranger is welcomed once.
+            self.turn_away(id, stranger());
+            return Ok(());
+        }
         if token.is_empty() || !self.router.auth().is_required() {
             return self.welcome(id, &hello);
         }

@@ -70,6 +70,8 @@ pub struct Connection {
     worker: Str,
     /// Who it is, once that is known.
     identity: Option<Arc<Identity>>,
+    /// It was welcomed before that.
+    greeted: bool,
     /// What it said of that, while it is looked at.
     greeting: Option<Box<Greeting>>,
     /// What it sent before that was known, in bytes, and what is to be done then.
@@ -93,6 +95,7 @@ impl Connection {
             own: None,
             serves: Vec::new(),
             worker: sender(subject, link.name()),
+            greeted: false,
             greeting: None,
             heard: 0,
             deferred: None,
@@ -162,9 +165,9 @@ impl Connection {
 
     /// Why a frame of this size cannot be taken now. A peer that does not heed it is ended.
     fn too_fast(&mut self, bytes: usize) -> Option<Refusal> {
-        let who = match self.serves.is_empty() {
-            true => Who::Client,
-            false => Who::Worker,
+        let who = match !self.serves.is_empty() && self.link.is_worker() {
+            true => Who::Worker,
+            false => Who::Client,
         };
         let now = self.router.uptime(self.batch.now);
         match self.pace.frame(bytes, (who, self.router.limits()), now) {
@@ -368,7 +371,7 @@ impl Connection {
     }
 
     fn send_to(&mut self, session: Str, mut frame: Frame, identity: &Identity) -> Result<(), Refusal> {
-        let asked = asked(&self.router, &mut frame)?;
+        let asked = asked(&self.router, identity, &session, &mut frame)?;
         check_send(identity, &session, &frame, asked.as_ref())?;
         let seat = self.link.seat(&session);
         let live = match &seat {

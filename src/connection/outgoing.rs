@@ -11,7 +11,7 @@ use crate::session::{Concurrency, Loss, Terms};
 
 /// Whether the frame is a request, and of what kind. Routes it by its type if it says nothing of where to, and gives it an id
 /// if it has none.
-pub fn asked(router: &Router, frame: &mut Frame) -> Result<Option<Asked>, Refusal> {
+pub fn asked(router: &Router, by: &Identity, session: &str, frame: &mut Frame) -> Result<Option<Asked>, Refusal> {
     if frame.to.is_none()
         && frame.reply_to.is_empty()
         && !frame.ephemeral
@@ -57,7 +57,16 @@ pub fn asked(router: &Router, frame: &mut Frame) -> Result<Option<Asked>, Refusa
     }
     let role = Str::from(role);
     let terms = terms(router, &role, frame.options.as_deref());
-    Ok(Some(Asked { role, terms }))
+    let is_configured = frame
+        .options
+        .as_deref()
+        .is_none_or(|options| options.concurrency() == pb::Concurrency::Unspecified);
+    let reach = match is_configured {
+        // What the operator says of the role is nobody's cancel.
+        true => Reach::Any,
+        false => by.grants.reach(session),
+    };
+    Ok(Some(Asked { role, terms, reach }))
 }
 
 /// How many workers may try a request that says nothing of it.

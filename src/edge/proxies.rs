@@ -51,7 +51,7 @@ impl Proxies {
         let mut nearest = None;
         let lines = headers.get_all(name).into_iter().rev();
         // What cannot be read ends the way back: whoever is behind it is nobody's honest word.
-        let hops = lines.flat_map(|line| self.hops(line.to_str().unwrap_or_default()));
+        let hops = lines.flat_map(|line| self.hops(line.as_bytes()));
         for hop in hops.take(HOPS) {
             let Some(address) = hop else { break };
             nearest = Some(address);
@@ -62,47 +62,66 @@ impl Proxies {
         nearest
     }
 
-    /// The addresses of one line, from the right.
-    fn hops(&self, line: &str) -> Vec<Option<SocketAddr>> {
-        let mut hops: Vec<_> = match self.headers {
-            Forwarding::Forwarded => split(line, ',').map(forwarded_for).collect(),
-            _ => line.split(',').map(|hop| address(hop.trim())).collect(),
-        };
+    /// Whether requests name their clients.
+    pub fn reads_headers(&self) -> bool {
+        self.headers != Forwarding::Off
+    }
+
+    /// The addresses of one line, from the right. Of what does not follow the header's rules, nothing is believed: who wrote which
+    /// part of it cannot be told.
+    fn hops(&self, line: &[u8]) -> Vec<Option<SocketAddr>> {
+        let read = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| address(text.trim()));
+        if self.headers == Forwarding::XForwardedFor {
+            return line.rsplit(|byte| *byte == b',').map(read).collect();
+        }
+        let hops = std::str::from_utf8(line).ok().and_then(forwarded);
+        let mut hops = hops.unwrap_or_else(|| vec![None]);
         hops.reverse();
         hops
     }
 }
 
-/// The `for` of one element of a `Forwarded` header.
-fn forwarded_for(element: &str) -> Option<SocketAddr> {
-    let pairs = split(element, ';').filter_map(|pair| pair.split_once('='));
-    let (_, node) = pairs
-        .map(|(name, node)| (name.trim(), node.trim()))
-        .find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
-    address(unquoted(node))
+/// The `for` of each element of a `Forwarded` header (RFC 7239 §4), in order; nothing if it is not one.
+fn forwarded(line: &str) -> Option<Vec<Option<SocketAddr>>> {
+    let (mut found, mut rest, mut node) = (Vec::new(), line, None);
+    loop {
+        let (name, value, after) = pair(rest)?;
+        if name.eq_ignore_ascii_case("for") {
+            node = address(value);
+        }
+        match after.split_at_checked(1) {
+            Some((";", after)) => rest = after,
+            Some((",", after)) => {
+                found.push(node.take());
+                rest = after;
+            }
+            Some(_) => return None,
+            None => {
+                found.push(node);
+                return Some(found);
+            }
+        }
+    }
 }
 
-/// The parts between separators that are not in quotes.
-fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    text.split(move |c| {
-        if is_escaped {
-            is_escaped = false;
-            return false;
+/// A name, its value without quotes, and what follows. No address needs a backslash: what has one stays as it is, and cannot be read.
+fn pair(text: &str) -> Option<(&str, &str, &str)> {
+    let (name, rest) = text.split_once('=')?;
+    let name = name.trim();
+    let is_token = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let (value, rest) = match rest.strip_prefix('"') {
+        None => rest.split_at(rest.find([',', ';', '"', ' ', '\t']).unwrap_or(rest.len())),
+        Some(quoted) => {
+            let mut is_escaped = false;
+            let end = quoted.find(|c| {
+                let is_end = c == '"' && !is_escaped;
+                is_escaped = c == '\\' && !is_escaped;
+                is_end
+            })?;
+            (&quoted[..end], &quoted[end + 1..])
         }
-        match c {
-            '"' => is_quoted = !is_quoted,
-            '\\' => is_escaped = is_quoted,
-            _ => {}
-        }
-        c == separator && !is_quoted
-    })
-}
-
-/// No address needs a backslash: what has one stays as it is, and cannot be read.
-fn unquoted(text: &str) -> &str {
-    let inside = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    inside.unwrap_or(text)
+    };
+    is_token.then(|| (name, value, rest.trim_start()))
 }
 
 /// An address with a port or without, in brackets or without.
@@ -121,6 +140,35 @@ fn address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_client_writes_does_not_swallow_what_the_proxy_adds() {
+        for line in [
+            "for=6.6.6.6;x=\", for=192.0.2.9",
+            "for=6.6.6.6;x=\", for=\"192.0.2.9:80\"",
+            "for=\"x, for=192.0.2.9",
+            "for=\"\\\", for=192.0.2.9",
+        ] {
+            // Nobody is named, rather than whom the client would have named.
+            assert_eq!(client(Forwarding::Forwarded, &[line]), None, "{line}");
+        }
+        for host in ["a,for=6.6.6.6;b=c", "a\\\",for=6.6.6.6,x=\\\""] {
+            let line = format!("for=192.0.2.9;host=\"{host}\"");
+            assert_eq!(
+                client(Forwarding::Forwarded, &[&line]).unwrap(),
+                "192.0.2.9:0",
+                "{line}"
+            );
+        }
+        let proxies = Proxies {
+            headers: Forwarding::XForwardedFor,
+            ..Proxies::default()
+        };
+        let mut headers = HeaderMap::new();
+        let line = http::HeaderValue::from_bytes(b"\xff, 192.0.2.9").unwrap();
+        headers.insert(X_FORWARDED_FOR, line);
+        assert_eq!(proxies.client(&headers).unwrap().ip().to_string(), "192.0.2.9");
+    }
 
     fn client(headers: Forwarding, lines: &[&str]) -> Option<String> {
         let proxies = Proxies {

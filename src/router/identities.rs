@@ -97,6 +97,8 @@ impl Holding {
     }
 }
 
+/// How long a connection that is sent away may take to be told why.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// The longest that is waited at once: a calendar can be set back meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 
@@ -170,6 +172,10 @@ impl Router {
 
     /// The time is up that the connection was given.
     pub(super) fn expire_link(&self, link: &Arc<Link>) {
+        if link.is_ending() {
+            // It had its time to read why.
+            return link.cut(None);
+        }
         let Some(identity) = link.identity() else {
             let limit = self.limits().auth_timeout;
             let text = format!("the connection did not say who it is within {limit:?}");
@@ -213,8 +219,10 @@ impl Router {
         for seat in seats {
             self.vacate(&seat, &mut batch);
         }
+        link.forget_unsent();
         link.end(Some(refusal));
         batch.finish(None);
+        self.arm_link(link, Some(FAREWELL));
     }
 
     /// After an identity was renewed: what it does not allow any more is over.
@@ -235,10 +243,7 @@ impl Router {
                 role: &role,
             };
             match grants.check(Deed::Serve, place) {
-                Ok(()) => {
-                    let tickets = self.dispatch().grant(key, grants.served(&role).unwrap_or_default());
-                    self.hand_all(tickets, key, batch);
-                }
+                Ok(()) => self.narrow(key, grants.served(&role).unwrap_or_default(), batch),
                 Err(refusal) => self.dismiss_denied(key, link, &refusal, batch),
             }
         }

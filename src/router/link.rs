@@ -353,6 +353,32 @@ impl Link {
         self.kick();
     }
 
+    /// Whether it is to end, or has.
+    pub(super) fn is_ending(&self) -> bool {
+        self.with_out(|out| out.end.is_some() || out.ended)
+    }
+
+    /// Lets go of what has not begun to be sent.
+    pub(super) fn forget_unsent(&self) {
+        let mut out = self.out();
+        let begun = usize::from(out.written > 0);
+        out.queue.truncate(begun);
+        out.outbox = VecDeque::new();
+        out.outbox_bytes = 0;
+        out.accepted = Vec::new();
+        out.turn = VecDeque::new();
+        out.lagging = Vec::new();
+    }
+
+    /// The connection has the seat; not if it is over.
+    pub(super) fn take_seat(&self, seat: &Arc<Seat>) -> bool {
+        let mut places = self.places();
+        if !places.retired {
+            places.seats.insert(Arc::clone(seat));
+        }
+        !places.retired
+    }
+
     /// Cuts it if it was to end already when it was looked at before: its peer does not take what is on its way.
     pub(super) fn cut_if_overdue(&self) {
         let is_overdue = self.with_out(|out| {
@@ -486,6 +512,10 @@ impl Link {
     /// Whether the peer may be read from: not while it leaves too many answers unread. Wakes the driver when it may again.
     pub fn may_read(&self, frames: usize, bytes: usize) -> bool {
         self.with_out(|out| {
+            if out.end.is_some() || out.ended {
+                // Whoever was told to go is not listened to.
+                return false;
+            }
             // What is on its way counts too: pings are answered there.
             out.paused =
                 out.outbox.len() + out.accepted.len() > frames || out.outbox_bytes > bytes || out.queue.len() > QUEUED;
@@ -769,6 +799,11 @@ impl Link {
     /// Whether a seat of one who only asked has all its answers since this was asked last.
     pub(super) fn take_answered(&self) -> bool {
         self.answered.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether the connection serves any role now.
+    pub fn is_worker(&self) -> bool {
+        !self.places().serves.is_empty()
     }
 
     /// The connection's seat in a session.

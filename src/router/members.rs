@@ -81,7 +81,10 @@ impl Router {
             );
             dismiss(&evicted, &refusal, batch);
         }
-        link.places().seats.insert(Arc::clone(&seat));
+        if !link.take_seat(&seat) {
+            self.vacate(&seat, batch);
+            return Err(over());
+        }
         link.answer(reply_to, live.id(), Body::Control(Box::new(Control::Joined(joined))));
         if let Some(from) = entry.begin.void_from {
             link.push(seat.gap(from, entry.begin.next - 1, pb::GapReason::EpochChanged));
@@ -129,6 +132,7 @@ impl Router {
     /// The connection will wait for the answer to a request that it is about to send. One that is no member gets a seat that
     /// is shown just that. Whether it did not wait for it before.
     pub fn expect_answer(&self, link: &Arc<Link>, live: &Arc<Live>, request: &Str) -> Result<bool, Refusal> {
+        self.check_not_others(link, live, request)?;
         if let Some(seat) = link.seat(live.id()) {
             return Ok(seat.cursor().ask(request));
         }
@@ -149,8 +153,25 @@ impl Router {
         let seat = Arc::new(Seat::new(placing, cursor));
         shared.sit(Arc::clone(&seat));
         drop(shared);
-        link.places().seats.insert(seat);
+        if !link.take_seat(&seat) {
+            live.lock().rise(seat.key());
+            return Err(over());
+        }
         Ok(true)
+    }
+
+    /// Nobody is shown, not even for a moment, what is answered to somebody else.
+    fn check_not_others(&self, link: &Link, live: &Live, request: &Str) -> Result<(), Refusal> {
+        let asker = live.lock().asked_by(request);
+        let subject = link.identity().map_or(Str::EMPTY, |identity| identity.subject.clone());
+        match asker.is_some_and(|asker| asker.subject != *subject) {
+            true => {
+                let text =
+                    format!("another sender's request {request} is open in this session; use ids that are unique");
+                Err(Refusal::new(Reason::RequestIdInUse, text))
+            }
+            false => Ok(()),
+        }
     }
 
     /// The request was refused: nobody waits for its answer.
@@ -264,6 +285,10 @@ impl Router {
         }
         batch.finish(None);
     }
+}
+
+fn over() -> Refusal {
+    Refusal::new(Reason::UnexpectedFrame, "the connection is over")
 }
 
 fn unknown() -> Refusal {

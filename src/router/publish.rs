@@ -10,6 +10,7 @@ use super::held::Held;
 use super::link::Link;
 use super::live::{AckTo, Live, Pending, Shared};
 use super::seat::Circle;
+use crate::auth::Reach;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Frame, Sealed, Str, pb};
 use crate::log::{Appended, Commit};
@@ -43,6 +44,8 @@ pub struct Asked {
     pub role: Str,
     /// How it is to be carried out.
     pub terms: Terms,
+    /// Whose requests may end for it, if it replaces others.
+    pub reach: Reach,
 }
 
 /// An accepted frame.
@@ -178,6 +181,7 @@ impl Router {
         if let (Verdict::Append(_), Some(asked)) = (&verdict, &asked)
             && asked.terms.concurrency == Concurrency::Replace
         {
+            shared.check_rivals(asked, &sender.address.subject)?;
             self.end_rivals(live, &mut shared, &asked.role, (before, now))?;
             verdict = shared.session.plan_post(&post)?;
         }
@@ -412,6 +416,23 @@ impl Router {
 }
 
 impl Shared {
+    /// Whoever takes the place of others' requests ends them.
+    fn check_rivals(&self, asked: &Asked, subject: &str) -> Result<(), Refusal> {
+        let rivals = self.session.rivals(&asked.role);
+        let is_allowed = |rival: &Str| match asked.reach {
+            Reach::Any => true,
+            Reach::Own => self.asked_by(rival).is_some_and(|asker| asker.subject == *subject),
+            Reach::None => false,
+        };
+        match rivals.iter().find(|rival| !is_allowed(rival)) {
+            None => Ok(()),
+            Some(rival) => {
+                let text = format!("request {rival} would end for this one, which takes `cancel` in the session");
+                Err(Refusal::new(Reason::PermissionDenied, text).with("need", "cancel"))
+            }
+        }
+    }
+
     /// Whoever calls names itself, and not somebody else. A connection has shown its name when it joined.
     fn check_own(&self, sender: &Sender<'_>) -> Result<(), Refusal> {
         let pb::Address { member_id, subject, .. } = &*sender.address;
@@ -469,7 +490,7 @@ impl Shared {
 }
 
 fn kind<'a>(frame: &'a Frame, sender: &'a Sender<'_>, asked: Option<&'a Asked>, is_reply: bool) -> Kind<'a> {
-    if let Some(Asked { role, terms }) = asked {
+    if let Some(Asked { role, terms, .. }) = asked {
         return Kind::Request { role, terms };
     }
     if is_reply {

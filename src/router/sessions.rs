@@ -53,6 +53,8 @@ pub struct Listing {
     pub first: u64,
 }
 
+/// Sessions that one call looks through.
+const SESSIONS_LOOKED_THROUGH: usize = 2_000;
 /// Frames that one call looks through.
 const LOOKED_THROUGH: usize = 10_000;
 /// Bytes of frames that one call returns.
@@ -83,20 +85,40 @@ impl Router {
         Ok(self.find(id)?.lock().describe())
     }
 
-    /// The sessions after a name, in the order of their names, that the test lets through; and whether there are more.
+    /// The sessions after a name, in the order of their names, that the tests let through, of their names and of what there is to
+    /// say of them; and after which name to go on, if there may be more.
     pub fn list(
         &self,
-        prefix: &str,
-        after: &str,
+        (prefix, after): (&str, &str),
         count: usize,
-        wanted: impl Fn(&pb::Session) -> bool,
-    ) -> (Vec<pb::Session>, bool) {
+        may_see: impl Fn(&str) -> bool,
+        is_wanted: impl Fn(&pb::Session) -> bool,
+    ) -> (Vec<pb::Session>, Option<Str>) {
         let mut lives = self.all_sessions();
         lives.retain(|live| live.id().starts_with(prefix) && live.id().as_str() > after);
-        lives.sort_unstable_by(|one, other| one.id().cmp(other.id()));
-        let mut wanted = lives.iter().map(|live| live.lock().describe()).filter(wanted);
-        let page = wanted.by_ref().take(count).collect();
-        (page, wanted.next().is_some())
+        let by_name = |one: &Arc<Live>, other: &Arc<Live>| one.id().cmp(other.id());
+        let is_all = lives.len() <= SESSIONS_LOOKED_THROUGH;
+        if !is_all {
+            lives.select_nth_unstable_by(SESSIONS_LOOKED_THROUGH, by_name);
+            lives.truncate(SESSIONS_LOOKED_THROUGH);
+        }
+        lives.sort_unstable_by(by_name);
+        let mut page = Vec::new();
+        for live in lives.iter().filter(|live| may_see(live.id())) {
+            let session = live.lock().describe();
+            if !is_wanted(&session) {
+                continue;
+            }
+            if page.len() == count {
+                let last = page
+                    .last()
+                    .map(|last: &pb::Session| Str::from(last.session_id.as_str()));
+                return (page, last);
+            }
+            page.push(session);
+        }
+        let last = lives.last().filter(|_| !is_all).map(|live| live.id().clone());
+        (page, last)
     }
 
     /// Changes a session's metadata.

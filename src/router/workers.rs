@@ -17,7 +17,7 @@ use super::live::{Live, Shared};
 use super::why::timeouts;
 use super::{Router, timers};
 use crate::error::{Reason, Refusal};
-use crate::frame::{Control, Str, pb};
+use crate::frame::{Control, Str, matches, pb};
 use crate::session::dispatch::{Contact, Offer, Ticket};
 use crate::session::{Cause, Holder, WorkerKey};
 
@@ -265,7 +265,7 @@ impl Router {
             None => self.holds_still(&worker, &holds, batch.now.mono),
             Some(before) => {
                 self.tell_before(&worker, &before, batch);
-                take_over(&worker, link, (&before, &holds), batch.now.mono)
+                take_over(&worker, link, (&before, &holds, &offer.granted), batch.now.mono)
             }
         };
         tracing::info!(connection = %link.name(), role = %offer.role, worker = %name, max_in_flight = offer.max_in_flight,
@@ -374,6 +374,16 @@ impl Router {
                 sessions: post.sessions(),
             }
         })
+    }
+
+    /// A worker may work for these sessions only from now on: what it holds of others is lost to it.
+    pub(super) fn narrow(&self, key: WorkerKey, granted: Vec<Str>, batch: &mut Batch) {
+        let Some(worker) = self.worker(key) else { return };
+        let mut sessions = worker.post().sessions();
+        sessions.retain(|live| !granted.iter().any(|pattern| matches(pattern, live.id())));
+        let tickets = self.dispatch().grant(key, granted);
+        self.lose_all(key, &sessions, Cause::WorkerLost, batch);
+        self.hand_all(tickets, key, batch);
     }
 
     /// A worker whose grants do not let it serve any more is gone, and told so.
@@ -639,15 +649,21 @@ impl Router {
 }
 
 /// What a worker keeps of what it held, now that it is reached by another connection.
-fn take_over(worker: &Worker, link: &Link, (before, holds): (&Before, &[pb::Hold]), now: Instant) -> TakenOver {
+fn take_over(
+    worker: &Worker,
+    link: &Link,
+    (before, holds, granted): (&Before, &[pb::Hold], &[Str]),
+    now: Instant,
+) -> TakenOver {
     let name = |hold: &pb::Hold| (hold.session_id.as_str().into(), hold.request_id.as_str().into());
     let mut named: HashMap<(Str, Str), &pb::Hold> = holds.iter().map(|hold| (name(hold), hold)).collect();
     let mut taken = TakenOver::default();
     for live in &before.sessions {
+        let is_granted = granted.iter().any(|pattern| matches(pattern, live.id()));
         let mut shared = live.lock();
         for (request, holder) in shared.session.held_by(worker.key) {
             let name = (live.id().clone(), request.clone());
-            let hold = named.get(&name).copied();
+            let hold = named.get(&name).copied().filter(|_| is_granted);
             let chunks = hold.and_then(|hold| shared.session.resume(&request, worker.key, link.id(), hold.attempt));
             let Some((hold, chunks)) = hold.zip(chunks) else {
                 taken.lost.push((Arc::clone(live), request, holder));

@@ -174,8 +174,11 @@ async fn open(visitor: Visitor, tls: Option<Identity>, serving: &Serving) -> io:
 
 /// What an HTTP/2 stream may have in its buffer to be sent.
 const SEND_BUFFER: usize = 128 << 10;
-/// What an HTTP/2 stream, and all of a connection's together, may send before it is read.
+/// What an HTTP/2 stream may send before it is read.
 const WINDOW: u32 = 1 << 20;
+/// What all streams of a connection may. h2 derives from it how many small DATA frames may wait to be read (a 512th of it), which is
+/// to be more than the frames that may come at once.
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -191,10 +194,11 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(limits.http2_streams)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(limits.http2_streams as usize)
-        .max_local_error_reset_streams(limits.http2_resets_per_second as usize * 2)
+        // It would count for as long as the connection lives; the meter sees what the gateway resets, and how fast.
+        .max_local_error_reset_streams(None)
         .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         // Who holds requests and says nothing must be seen to live a few times within its lease.
         .keep_alive_interval(limits.heartbeat.min(limits.shortest_lease() / 3))
         .keep_alive_timeout(limits.heartbeat);
@@ -282,15 +286,23 @@ impl Known {
             true => proxies.client(request.headers()),
             false => None,
         };
+        let admission = self.serving.router.admission();
         let Some(address) = named else {
-            return (self.client, self.life.clone());
+            // A proxy that is to name its clients, and does not, is as one client.
+            let is_silent = self.client.is_trusted_proxy && proxies.reads_headers();
+            let counted = is_silent.then(|| admission.client(self.client.address.ip()));
+            let life = match counted {
+                None => self.life.clone(),
+                counted => self.life.clone().of(counted),
+            };
+            return (self.client, life);
         };
         let client = Client {
             address,
             is_trusted_proxy: proxies.trust(address.ip()),
             ..self.client
         };
-        let counted = (!client.is_trusted_proxy).then(|| self.serving.router.admission().client(address.ip()));
+        let counted = Some(admission.client(address.ip()));
         (client, self.life.clone().of(counted))
     }
 }

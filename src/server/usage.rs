@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::{Frame, Incoming, SizeHint};
 use tower_service::Service;
 
@@ -17,6 +17,7 @@ use crate::error::{Reason, Refusal};
 use crate::limits::{Bucket, Rate};
 use crate::router::Router;
 use crate::transport::http::refused;
+use crate::transport::tcp::Keep;
 
 /// Seconds' worth of calls that may come at once.
 const BURST_SECONDS: u64 = 2;
@@ -48,13 +49,13 @@ impl Usage {
         now.saturating_sub(Duration::from_millis(self.0.ended_ms.load(Ordering::Relaxed)))
     }
 
-    fn begin(&self, router: &Router) -> Open {
+    fn begin(&self, router: &Router) -> Arc<Open> {
         self.0.asked.store(true, Ordering::Relaxed);
         self.0.open.fetch_add(1, Ordering::Relaxed);
-        Open {
+        Arc::new(Open {
             usage: self.clone(),
             router: router.clone(),
-        }
+        })
     }
 
     fn check_rate(&self, router: &Router) -> Result<(), Refusal> {
@@ -111,12 +112,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let open = self.usage.begin(&self.router);
         if let Err(refusal) = self.usage.check_rate(&self.router) {
             tracing::debug!(%refusal, "call refused");
             let refused = refused(request.headers(), &refusal);
             return Box::pin(async move { Ok(refused.map(|body| CountedBody { body, _open: open })) });
+        }
+        if request.method() == Method::CONNECT {
+            let keep: Arc<Open> = Arc::clone(&open);
+            request.extensions_mut().insert(Keep(keep));
         }
         let answer = self.inner.call(request);
         Box::pin(async move { Ok(answer.await?.map(|body| CountedBody { body, _open: open })) })
@@ -126,7 +131,7 @@ where
 /// The body of an answer; with its end, the call is over.
 pub struct CountedBody {
     body: Body,
-    _open: Open,
+    _open: Arc<Open>,
 }
 
 impl HttpBody for CountedBody {

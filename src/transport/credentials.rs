@@ -108,10 +108,13 @@ async fn prove(
     }
 }
 
+/// The services that are for peers who have said who they are; health is for everybody.
+const GUARDED: [&str; 2] = ["/twinspan.", "/grpc.reflection."];
+
 /// Gives each gRPC request its caller's identity. A call without one is refused; a stream may say later who it is.
 pub async fn authenticate(State(router): State<Router>, mut request: Request<Body>, next: Next) -> Response {
     let path = request.uri().path();
-    if !path.starts_with("/twinspan.") {
+    if !GUARDED.iter().any(|service| path.starts_with(service)) {
         return next.run(request).await;
     }
     let is_stream = path == ATTACH;

@@ -101,6 +101,39 @@ pub struct Bounds {
     pub call: Duration,
 }
 
+/// The prefixes of the messages in a body, which declare how long they are: what is declared is made room for.
+#[derive(Debug, Default)]
+struct Prefixes {
+    head: [u8; PREFIX],
+    have: usize,
+    /// Of the message, what is still to come.
+    left: usize,
+}
+
+/// Bytes before each message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+impl Prefixes {
+    /// The most that a message which begins in these bytes declares.
+    fn declared(&mut self, mut bytes: &[u8]) -> usize {
+        let mut most = 0;
+        while !bytes.is_empty() {
+            let skipped = bytes.len().min(self.left);
+            (self.left, bytes) = (self.left - skipped, &bytes[skipped..]);
+            let count = bytes.len().min(PREFIX - self.have);
+            self.head[self.have..self.have + count].copy_from_slice(&bytes[..count]);
+            (self.have, bytes) = (self.have + count, &bytes[count..]);
+            if self.have == PREFIX {
+                let [_, length @ ..] = self.head;
+                self.left = u32::from_be_bytes(length) as usize;
+                self.have = 0;
+                most = most.max(self.left);
+            }
+        }
+        most
+    }
+}
+
 /// The body of a request, which notes how it ends, ends where a stranger says too much, and of a unary call ends in time.
 struct Half {
     body: Body,
@@ -108,6 +141,7 @@ struct Half {
     known: Known,
     /// What a stranger may still send, in bytes.
     left: usize,
+    prefixes: Prefixes,
     due: Due,
 }
 
@@ -158,8 +192,10 @@ impl HttpBody for Half {
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && !self.known.0.load(Ordering::Relaxed)
         {
-            let sent = frame.data_ref().map_or(0, Bytes::len);
-            match self.left.checked_sub(sent) {
+            let sent = frame.data_ref().cloned().unwrap_or_default();
+            let said = self.prefixes.declared(&sent).max(sent.len());
+            let left = self.left;
+            match left.checked_sub(said).map(|_| left - sent.len()) {
                 Some(left) => self.left = left,
                 None => return Poll::Ready(Some(Err(axum::Error::new("a stranger said too much")))),
             }
@@ -199,6 +235,7 @@ pub fn note_end(mut request: http::Request<Body>, bounds: Bounds) -> http::Reque
             ended,
             known,
             left: bounds.stranger_bytes,
+            prefixes: Prefixes::default(),
             due,
         })
     })

@@ -108,6 +108,9 @@ impl Meter {
     }
 }
 
+/// Bytes of the error code of a reset.
+const CODE: u8 = 4;
+
 #[derive(Debug)]
 struct Http2 {
     resets_rate: u32,
@@ -127,6 +130,9 @@ struct Http2 {
     block_bytes: u32,
     block_parts: u32,
     last_stream: u32,
+    /// Of the code of a reset that is being sent, what is still to come; and whether anything of it was not zero.
+    code_left: u8,
+    code: u8,
 }
 
 impl Http2 {
@@ -146,6 +152,8 @@ impl Http2 {
             block_bytes: 0,
             block_parts: 0,
             last_stream: 0,
+            code_left: 0,
+            code: 0,
         }
     }
 
@@ -169,16 +177,36 @@ impl Http2 {
     }
 
     fn wrote(&mut self, mut bytes: &[u8], now: Duration) -> Result<(), Flood> {
+        self.look_at_code(bytes, now)?;
         while let Some(frame) = self.outbound.next(&mut bytes) {
             match frame.kind {
                 kind::DATA => self.earn(PER_DATA),
                 // The acknowledgement is due.
                 kind::SETTINGS | kind::PING if frame.flags & ACK == 0 => self.earn(1),
-                kind::RST_STREAM => self.reset(now)?,
+                kind::RST_STREAM => {
+                    (self.code, self.code_left) = (0, CODE);
+                    self.look_at_code(bytes, now)?;
+                }
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Of a reset that is being sent, the code counts: one without an error only ends a call that was answered before all of it
+    /// was read.
+    fn look_at_code(&mut self, bytes: &[u8], now: Duration) -> Result<(), Flood> {
+        if self.code_left == 0 {
+            return Ok(());
+        }
+        for byte in bytes.iter().take(usize::from(self.code_left)) {
+            self.code |= byte;
+            self.code_left -= 1;
+        }
+        match self.code_left == 0 && self.code != 0 {
+            true => self.reset(now),
+            false => Ok(()),
+        }
     }
 
     fn earn(&mut self, credit: u32) {
@@ -363,7 +391,8 @@ mod tests {
     #[test]
     fn resets_are_counted_whoever_sends_them() {
         let mut meter = meter();
-        let reset = frame(RST, 0, 4);
+        let mut reset = frame(RST, 0, 4);
+        reset[HEADER + 3] = 1;
         for _ in 0..10 {
             meter.read(&reset, NOW).unwrap();
             meter.wrote(&reset, NOW).unwrap();
@@ -374,6 +403,18 @@ mod tests {
         let later = NOW + Duration::from_millis(100);
         assert_eq!(meter.read(&reset, later), Ok(()));
         assert!(meter.read(&reset, later).is_err());
+    }
+
+    #[test]
+    fn a_reset_without_an_error_is_how_refusals_end() {
+        let mut meter = meter();
+        let reset = frame(RST, 0, 4);
+        for _ in 0..1_000 {
+            // However it is cut.
+            let (begin, rest) = reset.split_at(HEADER + 2);
+            meter.wrote(begin, NOW).unwrap();
+            meter.wrote(rest, NOW).unwrap();
+        }
     }
 
     #[test]

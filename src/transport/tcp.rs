@@ -4,9 +4,11 @@
 //! Any byte counts, whatever carries it: a frame, the acknowledgement of an HTTP/2 ping, a WebSocket's pong. It must never
 //! change what the bytes are; the meter looks at the headers of HTTP/2 frames, and nobody at what they carry.
 
+use std::any::Any;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -119,6 +121,10 @@ impl Stream {
         }
     }
 }
+
+/// What says that a call is open, for as long as it is kept. A WebSocket within HTTP/2 keeps its own: its call's body is over at once.
+#[derive(Clone)]
+pub struct Keep(pub Arc<dyn Any + Send + Sync>);
 
 /// The life of the connection that a request came on.
 pub fn life(extensions: &http::Extensions, router: &Router) -> Life {

@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig}
 
 use super::credentials;
 use super::frames::Meter;
-use super::tcp::{self, Tcp};
+use super::tcp::{self, Keep, Tcp};
 use crate::auth::Identity;
 use crate::connection::{Connection, Drive, Incoming, Inlet, Message, too_much};
 use crate::error::{Reason, Refusal};
@@ -86,6 +86,7 @@ fn upgrade_to<T: Future<Output = ()> + Send + 'static>(
             Ok(upgraded) => {
                 // A page cannot see how a handshake is refused, but it can see a close code.
                 let identity = credentials::identify(&router, &extensions, brought).await;
+                let keep = extensions.get::<Keep>().cloned();
                 drop(extensions);
                 let arrived = Arrived {
                     life,
@@ -93,8 +94,13 @@ fn upgrade_to<T: Future<Output = ()> + Send + 'static>(
                     form,
                     query: &query,
                 };
-                if let Some(drive) = begin(&router, upgraded, arrived) {
-                    tokio::spawn(tokio::task::coop::unconstrained(drive));
+                match (begin(&router, upgraded, arrived), keep) {
+                    (None, _) => {}
+                    (Some(drive), None) => drop(tokio::spawn(tokio::task::coop::unconstrained(drive))),
+                    (Some(drive), Some(keep)) => drop(tokio::spawn(tokio::task::coop::unconstrained(async move {
+                        drive.await;
+                        drop(keep);
+                    }))),
                 }
             }
             Err(error) => tracing::debug!(%error, "the connection ended before it became a WebSocket"),
@@ -111,6 +117,13 @@ struct Handshake {
 fn handshake(request: &Request<Body>) -> Result<Handshake, Box<Response<Body>>> {
     let headers = request.headers();
     let extended = request.method() == Method::CONNECT;
+    let protocol = request.extensions().get::<hyper::ext::Protocol>();
+    if extended && protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
+        return Err(refuse(
+            StatusCode::NOT_IMPLEMENTED,
+            "of extended CONNECT (RFC 8441), only `:protocol: websocket` is known",
+        ));
+    }
     if !extended && !names(headers, header::UPGRADE, "websocket") {
         let mut refused = refuse(
             StatusCode::UPGRADE_REQUIRED,
@@ -258,7 +271,7 @@ fn connect(router: &Router, upgraded: Upgraded, arrived: Arrived<'_>) -> Option<
     let link = match router.attach(form, Some(socket), Arrival { life, identity }) {
         Ok(link) => link,
         Err(refusal) => {
-            tracing::warn!(%refusal, "connection refused");
+            tracing::debug!(%refusal, "connection refused");
             return None;
         }
     };
@@ -399,7 +412,9 @@ struct Linger {
 
 impl WsInlet {
     fn new(router: &Router, link: Arc<Link>, early: &[u8]) -> Self {
-        let limit = router.limits().frame_bytes;
+        let left = link.identity().is_none().then_some(router.limits().pre_auth_bytes);
+        // What a frame declares is made room for: a stranger is to declare little.
+        let limit = left.unwrap_or(usize::MAX).min(router.limits().frame_bytes);
         let config = WebSocketConfig::default()
             .read_buffer_size(IDLE_BUFFER)
             .write_buffer_size(0)
@@ -410,7 +425,6 @@ impl WsInlet {
             ..Feed::default()
         };
         let socket = WebSocket::from_raw_socket(feed, Role::Server, Some(config));
-        let left = link.identity().is_none().then_some(router.limits().pre_auth_bytes);
         let mut inlet = Self {
             link,
             router: router.clone(),
@@ -460,6 +474,9 @@ impl WsInlet {
 
     fn broken(&self, error: &Error) -> Incoming {
         Incoming::Broken(match error {
+            Error::Capacity(CapacityError::MessageTooLong { .. }) if self.left.is_some() => {
+                too_much(self.router.limits().pre_auth_bytes)
+            }
             Error::Capacity(CapacityError::MessageTooLong { .. }) => Refusal::new(
                 Reason::FrameTooLarge,
                 format!("a frame may have {} bytes at most", self.router.limits().frame_bytes),
@@ -511,7 +528,12 @@ impl Inlet for WsInlet {
     }
 
     fn trust(&mut self) {
-        self.left = None;
+        if self.left.take().is_some() {
+            let limit = Some(self.router.limits().frame_bytes);
+            self.socket.set_config(|config| {
+                *config = config.max_message_size(limit).max_frame_size(limit);
+            });
+        }
     }
 
     /// A socket that is closed while bytes of the peer are unread is reset, and the peer may never see the close frame: so

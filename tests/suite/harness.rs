@@ -360,6 +360,29 @@ impl Peer {
         }
     }
 
+    /// Sends a frame, unless the connection is gone by now.
+    pub async fn try_send(&mut self, frame: Frame) {
+        match &mut self.wire {
+            Wire::Grpc { send, .. } => {
+                if let Some(send) = send {
+                    send.send(frame).ok();
+                }
+            }
+            Wire::WebSocket { socket, binary } => {
+                let mut bytes = Vec::new();
+                let message = if *binary {
+                    frame.write_wire(&mut bytes);
+                    Message::binary(bytes)
+                } else {
+                    frame.write_json(&mut bytes, &self.types);
+                    Message::text(String::from_utf8(bytes).unwrap())
+                };
+                // One that cannot be written at once waits for somebody who reads.
+                drop(tokio::time::timeout(Duration::from_millis(200), socket.send(message)).await);
+            }
+        }
+    }
+
     pub async fn control(&mut self, session: &str, control: Control) {
         self.send(Frame {
             session_id: session.into(),

@@ -85,7 +85,7 @@ async fn a_peer_that_does_not_heed_it_is_disconnected(one: Face, other: Face) {
     let ended = ann.ended().await;
     assert_eq!(ended.reason().as_deref(), Some("RATE_LIMITED"), "{ended:?}");
     match ended {
-        Ended::Close(code, _) => assert_eq!(code, 4003),
+        Ended::Close(code, _) => assert_eq!(code, 4004),
         Ended::Status(status) => {
             assert_eq!(status.code(), tonic::Code::ResourceExhausted);
             assert!(status.get_details_retry_info().is_some());
@@ -181,7 +181,7 @@ async fn what_is_used_for_nothing_ends_and_the_rest_does_not(one: Face, other: F
     };
     assert_eq!(ended.reason().as_deref(), Some("IDLE"), "{ended:?}");
     if let Ended::Close(code, _) = ended {
-        assert_eq!(code, 4002);
+        assert_eq!(code, 4005);
     }
     gateway.stopped().await;
 }

@@ -11,6 +11,7 @@ mod calls;
 mod drain;
 mod edges;
 mod endings;
+mod expelled;
 mod faults;
 mod folding;
 mod harness;

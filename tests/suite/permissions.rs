@@ -23,6 +23,7 @@ fn takes(deed: Deed) -> (&'static [Permission], &'static [Permission]) {
         Deed::JoinPresence => (&[Read], &[Presence]),
         Deed::Send | Deed::CallPublish => (&[], &[Send]),
         Deed::Request => (&[], &[Request]),
+        Deed::Replace => (&[Request], &[Cancel, CancelOwn]),
         Deed::Open => (&[Send], &[Create]),
         Deed::Serve => (&[], &[Serve]),
         Deed::Reply => (&[Serve], &[]),
@@ -315,6 +316,7 @@ fn frame(deed: Deed, session: &str) -> Frame {
         })),
         Deed::Send => text(session, "x", "hello"),
         Deed::Request => request(session, "x", "brain"),
+        Deed::Replace => with(request(session, "x", "nobody"), alongside(pb::Concurrency::Replace)),
         Deed::Open => text(&format!("{session}-new"), "x", "hello"),
         Deed::Serve => control(Control::Serve(pb::Serve {
             role: "brain".to_owned(),
@@ -431,7 +433,7 @@ async fn roles_are_granted_one_by_one() {
             ann.send(refused).await;
             let refused = ann.refusal().await;
             assert!(is(&refused, Reason::PermissionDenied));
-            assert_eq!(refused.details["need"], "request");
+            assert_eq!(refused.details["need"], "ask");
         }
         for (role, may) in [("hand", true), ("brain", false)] {
             let serve = pb::Serve {

@@ -11,7 +11,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::Outlet;
-use crate::auth::{Deed, Identity, Place};
+use crate::auth::{Deed, Identity, Permission, Place};
 use crate::connection::{self, Connection, Drive, Incoming, Inlet};
 use crate::error::{Reason, Refusal};
 use crate::frame::pb::{self, sessions_server::Sessions};
@@ -81,28 +81,20 @@ impl Calls {
     fn list_sessions(&self, request: &pb::ListRequest, by: &Identity) -> Result<pb::ListResponse, Refusal> {
         let arguments = format!("{:?}{:?}{}", request.prefix, sorted(&request.metadata), request.state);
         let after = token::open(&request.page_token, &arguments)?.unwrap_or_default();
-        let count = page_size(request.page_size);
-        let (sessions, more) = self.router.list(&request.prefix, &after, count, |session| {
+        if !by.grants.allow_anywhere(Permission::Read) {
+            return Ok(pb::ListResponse::default());
+        }
+        let may_see = |session: &str| by.grants.check(Deed::CallList, Place { session, role: "" }).is_ok();
+        let is_wanted = |session: &pb::Session| {
+            let mut metadata = request.metadata.iter();
             let state = request.state == 0 || request.state == session.state;
-            let place = Place {
-                session: &session.session_id,
-                role: "",
-            };
-            state
-                && by.grants.check(Deed::CallList, place).is_ok()
-                && request
-                    .metadata
-                    .iter()
-                    .all(|(key, value)| session.metadata.get(key) == Some(value))
-        });
-        let next = sessions
-            .last()
-            .filter(|_| more)
-            .map(|last| token::seal(&last.session_id, &arguments));
-        let sessions = sessions.into_iter().map(|session| self.shown(session, by)).collect();
+            state && metadata.all(|(key, value)| session.metadata.get(key) == Some(value))
+        };
+        let count = page_size(request.page_size);
+        let (sessions, next) = self.router.list((&request.prefix, &after), count, may_see, is_wanted);
         Ok(pb::ListResponse {
-            sessions,
-            next_page_token: next.unwrap_or_default(),
+            sessions: sessions.into_iter().map(|session| self.shown(session, by)).collect(),
+            next_page_token: next.map(|last| token::seal(&last, &arguments)).unwrap_or_default(),
         })
     }
 
@@ -136,7 +128,7 @@ impl Calls {
             let text = "Publish sends plain frames and requests; control frames and replies need Attach";
             return Err(Refusal::new(Reason::UnexpectedFrame, text));
         }
-        let mut asked = connection::asked(&self.router, &mut frame)?;
+        let mut asked = connection::asked(&self.router, by, &frame.session_id.clone(), &mut frame)?;
         if let Some(Asked { terms, .. }) = &mut asked {
             if terms.gone.is_some() {
                 let text = "a call has no connection that could be lost; CANCEL_AFTER needs Attach";

@@ -29,6 +29,9 @@ impl Operators {
     async fn take_back(&self, request: pb::RevokeRequest) -> Result<pb::Revocation, Refusal> {
         let until = request.until.map(SystemTime::try_from).transpose();
         let until = until.map_err(|_| Refusal::field("until", "not a time"))?;
+        if until.is_some_and(|until| until <= self.router.now().wall) {
+            return Err(Refusal::field("until", "is over already: nothing would be taken back"));
+        }
         let revocation = match (request.subject.is_empty(), request.token_id.is_empty()) {
             (false, true) => Revocation::of_subject(request.subject, self.router.now().wall),
             (true, false) => Revocation::of_token(request.token_id),
@@ -39,6 +42,8 @@ impl Operators {
         // It waits for the disk.
         let done = tokio::task::spawn_blocking(move || auth.revoke(revoked)).await;
         done.map_err(|_| Refusal::new(Reason::Internal, "the revocation was cut short; try again"))??;
+        // Whoever is told that it is done can count on it.
+        self.router.check_identities();
         let known = self.router.auth().revocations();
         let known = known.into_iter().find(|known| known.what == revocation.what);
         Ok(listed(known.unwrap_or(revocation)))
