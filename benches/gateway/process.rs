@@ -37,7 +37,7 @@ const UNHURRIED: &[(&str, &str)] = &[
 pub enum Server {
     /// The binary under test, with limits that the one peer of a bench cannot reach.
     Gateway(PathBuf),
-    /// The same with its default limits, but for the connections of one address.
+    /// The same with its default limits.
     Guarded(PathBuf),
     /// See [`crate::raw`].
     Raw { sockets: usize },
@@ -169,7 +169,6 @@ fn command(server: &Server, address: SocketAddr) -> Result<Command> {
         Server::Guarded(path) => {
             let mut command = Command::new(path);
             command.args(["serve", "--listen", &listen]);
-            command.envs(ONE_ADDRESS.iter().copied());
             command
         }
         Server::Raw { sockets } => {
