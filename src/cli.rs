@@ -235,7 +235,10 @@ fn run(
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Failure::REFUSED, error))?;
-    runtime.block_on(command)
+    let done = runtime.block_on(command);
+    // What still waits for a disk is not waited for without end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    done
 }
 
 #[cfg(test)]

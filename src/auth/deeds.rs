@@ -117,7 +117,7 @@ impl Grants {
             Need::In(permission) => self.allow(permission, session),
             Need::Role => self.allow_role(session, role),
             Need::Asking => self.allow_asking(session, role),
-            Need::Cancelling => self.reach(session) != Reach::None,
+            Need::Cancelling => self.reach(deed, session) != Reach::None,
             Need::Serving => self.served(role).is_some(),
             Need::Admin => self.allow_admin(),
         };
@@ -127,8 +127,12 @@ impl Grants {
         }
     }
 
-    /// Whose requests may be cancelled in the session.
-    pub fn reach(&self, session: &str) -> Reach {
+    /// Whose requests the deed may end in the session.
+    pub fn reach(&self, deed: Deed, session: &str) -> Reach {
+        if deed.need() != Need::Cancelling {
+            let may = self.check(deed, Place { session, role: "" });
+            return may.map_or(Reach::None, |()| Reach::Any);
+        }
         if self.allow(Permission::Cancel, session) {
             Reach::Any
         } else if self.allow(Permission::CancelOwn, session) {

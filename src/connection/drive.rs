@@ -76,8 +76,9 @@ impl<I: Inlet> Drive<I> {
         let limits = self.router.limits();
         let (frames, bytes) = (limits.outbox_frames, limits.outbox_bytes);
         let mut count = 0;
-        while self.state == State::Reading && self.connection.link().may_read(frames, bytes) {
-            if self.connection.poll_greeting(cx).is_pending() {
+        while self.state == State::Reading {
+            // What it brings about may be the end.
+            if self.connection.poll_greeting(cx).is_pending() || !self.connection.link().may_read(frames, bytes) {
                 break;
             }
             if self.connection.is_known() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::{Identity, Reach};
+use crate::auth::{Deed, Identity, Reach};
 use crate::error::{Reason, Refusal};
 use crate::frame::{CANCEL_SECONDS, Frame, Str, check_span, pb};
 use crate::router::{Asked, Batch, Router};
@@ -64,7 +64,7 @@ pub fn asked(router: &Router, by: &Identity, session: &str, frame: &mut Frame) -
     let reach = match is_configured {
         // What the operator says of the role is nobody's cancel.
         true => Reach::Any,
-        false => by.grants.reach(session),
+        false => by.grants.reach(Deed::Replace, session),
     };
     Ok(Some(Asked { role, terms, reach }))
 }
@@ -123,7 +123,7 @@ pub fn cancel(
         return Err(Refusal::field("cancel.reason", "at most 256 bytes"));
     }
     check_span("cancel.grace", cancel.grace.as_ref(), CANCEL_SECONDS)?;
-    let reach = by.grants.reach(session);
+    let reach = by.grants.reach(Deed::Cancel, session);
     if reach == Reach::None {
         // Not even whether there is such a request.
         return Ok(pb::CancelOutcome::Denied);

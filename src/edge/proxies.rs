@@ -74,7 +74,8 @@ impl Proxies {
         if self.headers == Forwarding::XForwardedFor {
             return line.rsplit(|byte| *byte == b',').map(read).collect();
         }
-        let hops = std::str::from_utf8(line).ok().and_then(forwarded);
+        let text = std::str::from_utf8(line).ok().filter(|line| line.is_ascii());
+        let hops = text.and_then(forwarded);
         let mut hops = hops.unwrap_or_else(|| vec![None]);
         hops.reverse();
         hops
@@ -89,11 +90,11 @@ fn forwarded(line: &str) -> Option<Vec<Option<SocketAddr>>> {
         if name.eq_ignore_ascii_case("for") {
             node = address(value);
         }
-        match after.split_at_checked(1) {
-            Some((";", after)) => rest = after,
-            Some((",", after)) => {
+        match after.as_bytes().first() {
+            Some(b';') => rest = &after[1..],
+            Some(b',') => {
                 found.push(node.take());
-                rest = after;
+                rest = &after[1..];
             }
             Some(_) => return None,
             None => {
@@ -104,10 +105,12 @@ fn forwarded(line: &str) -> Option<Vec<Option<SocketAddr>>> {
     }
 }
 
+const BLANK: [char; 2] = [' ', '\t'];
+
 /// A name, its value without quotes, and what follows. No address needs a backslash: what has one stays as it is, and cannot be read.
 fn pair(text: &str) -> Option<(&str, &str, &str)> {
     let (name, rest) = text.split_once('=')?;
-    let name = name.trim();
+    let name = name.trim_matches(BLANK);
     let is_token = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     let (value, rest) = match rest.strip_prefix('"') {
         None => rest.split_at(rest.find([',', ';', '"', ' ', '\t']).unwrap_or(rest.len())),
@@ -121,7 +124,7 @@ fn pair(text: &str) -> Option<(&str, &str, &str)> {
             (&quoted[..end], &quoted[end + 1..])
         }
     };
-    is_token.then(|| (name, value, rest.trim_start()))
+    is_token.then(|| (name, value, rest.trim_start_matches(BLANK)))
 }
 
 /// An address with a port or without, in brackets or without.
@@ -147,6 +150,8 @@ mod tests {
             "for=6.6.6.6;x=\", for=192.0.2.9",
             "for=6.6.6.6;x=\", for=\"192.0.2.9:80\"",
             "for=\"x, for=192.0.2.9",
+            "for=6.6.6.6 é, for=192.0.2.9",
+            "for=\"6.6.6.6\"é, for=192.0.2.9",
             "for=\"\\\", for=192.0.2.9",
         ] {
             // Nobody is named, rather than whom the client would have named.

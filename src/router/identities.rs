@@ -120,7 +120,9 @@ impl Router {
             self.expel(link, refusal.clone());
             return Err(refusal);
         }
-        self.arm_link(link, self.wait_for(&identity, batch.now.wall));
+        if !link.is_ending() {
+            self.arm_link(link, self.wait_for(&identity, batch.now.wall));
+        }
         self.leave_what_is_denied(link, &identity.grants, batch);
         Ok(())
     }
@@ -219,10 +221,11 @@ impl Router {
         for seat in seats {
             self.vacate(&seat, &mut batch);
         }
-        link.forget_unsent();
-        link.end(Some(refusal));
+        let is_first = link.end_now(refusal);
         batch.finish(None);
-        self.arm_link(link, Some(FAREWELL));
+        if is_first {
+            self.arm_link(link, Some(FAREWELL));
+        }
     }
 
     /// After an identity was renewed: what it does not allow any more is over.
@@ -243,7 +246,7 @@ impl Router {
                 role: &role,
             };
             match grants.check(Deed::Serve, place) {
-                Ok(()) => self.narrow(key, grants.served(&role).unwrap_or_default(), batch),
+                Ok(()) => self.narrow((key, link), grants.served(&role).unwrap_or_default(), batch),
                 Err(refusal) => self.dismiss_denied(key, link, &refusal, batch),
             }
         }

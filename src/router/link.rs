@@ -70,8 +70,8 @@ pub struct Link {
     form: Form,
     types: Arc<Types>,
     out: Mutex<Out>,
-    /// Seats whose sessions have something new.
-    ready: Mutex<Vec<Arc<Seat>>>,
+    /// Seats whose sessions have something new; nothing once the connection is over, since seats hold their link.
+    ready: Mutex<Option<Vec<Arc<Seat>>>>,
     /// Somebody kicked while somebody else was writing.
     kicked: AtomicBool,
     /// The task that reads from the peer.
@@ -163,7 +163,7 @@ impl Link {
             form,
             types: Arc::clone(router.types()),
             out: Mutex::new(out),
-            ready: Mutex::default(),
+            ready: Mutex::new(Some(Vec::new())),
             kicked: AtomicBool::new(false),
             driver: AtomicWaker::new(),
             puller: AtomicWaker::new(),
@@ -312,16 +312,20 @@ impl Link {
 
     /// Ends the connection once everything before has been sent. The first end counts.
     pub fn end(&self, refusal: Option<Refusal>) {
-        // An end without a reason is the peer's own: it has had its answer.
+        self.end_by(self.end_of(refusal));
+    }
+
+    /// An end without a reason is the peer's own: it has had its answer.
+    fn end_of(&self, refusal: Option<Refusal>) -> End {
         let farewell = match &refusal {
             Some(refusal) if self.form != Form::Wire => close_frame(refusal),
             _ => Bytes::new(),
         };
-        self.end_by(End {
+        End {
             refusal,
             farewell,
             is_overdue: false,
-        });
+        }
     }
 
     /// Ends the connection without a reason, as the peer wants it; with these bytes as the last.
@@ -358,14 +362,29 @@ impl Link {
         self.with_out(|out| out.end.is_some() || out.ended)
     }
 
-    /// Lets go of what has not begun to be sent.
-    pub(super) fn forget_unsent(&self) {
+    fn ready(&self) -> MutexGuard<'_, Option<Vec<Arc<Seat>>>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connection, and lets go of what has not begun to be sent; not if it is to end already.
+    pub(super) fn end_now(&self, refusal: Refusal) -> bool {
         let mut out = self.out();
-        let begun = usize::from(out.written > 0);
-        out.queue.truncate(begun);
-        out.outbox = VecDeque::new();
-        out.outbox_bytes = 0;
-        out.accepted = Vec::new();
+        let is_first = out.end.is_none() && !out.ended;
+        if is_first {
+            let begun = usize::from(out.written > 0);
+            out.queue.truncate(begun);
+            out.forget();
+            out.end = Some(Box::new(self.end_of(Some(refusal))));
+        }
+        drop(out);
+        self.kick();
+        is_first
+    }
+
+    /// The connection is over: it has no seats any more, and none is to hold it.
+    pub(super) fn let_go_of_seats(&self) {
+        *self.ready() = None;
+        let mut out = self.out();
         out.turn = VecDeque::new();
         out.lagging = Vec::new();
     }
@@ -421,11 +440,10 @@ impl Link {
 
     /// A seat has something new. A kick sends it.
     pub(super) fn mark(&self, seat: &Arc<Seat>) {
-        if seat.mark() {
-            self.ready
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(Arc::clone(seat));
+        if seat.mark()
+            && let Some(ready) = &mut *self.ready()
+        {
+            ready.push(Arc::clone(seat));
             self.has_ready.store(true, Ordering::SeqCst);
         }
     }
@@ -541,6 +559,9 @@ impl Link {
             return;
         }
         let mut out = self.out();
+        if seat.is_vacated() || out.end.is_some() || out.ended {
+            return;
+        }
         let mut cursor = seat.cursor();
         if page.first > cursor.next {
             let gap = seat.gap(cursor.next, page.first - 1, pb::GapReason::Trimmed);
@@ -634,12 +655,8 @@ impl Link {
     /// The peer cannot be written to: nothing more is.
     fn abandon(&self, out: &mut Out) {
         out.socket = None;
-        out.lagging = Vec::new();
         out.queue = VecDeque::new();
-        out.outbox = VecDeque::new();
-        out.outbox_bytes = 0;
-        out.accepted = Vec::new();
-        out.turn = VecDeque::new();
+        out.forget();
         out.ended = true;
         out.blocked = true;
         self.driver.wake();
@@ -668,8 +685,8 @@ impl Link {
             self.driver.wake();
         }
         if self.has_ready.swap(false, Ordering::SeqCst) {
-            let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-            out.turn.extend(ready.drain(..));
+            let ready = self.ready().as_mut().map(std::mem::take);
+            out.turn.extend(ready.into_iter().flatten());
         }
         if out.turn.is_empty() {
             return;
@@ -867,6 +884,15 @@ fn close_frame(refusal: &Refusal) -> Bytes {
 }
 
 impl Out {
+    /// Lets go of what is not in the queue yet.
+    fn forget(&mut self) {
+        self.outbox = VecDeque::new();
+        self.outbox_bytes = 0;
+        self.accepted = Vec::new();
+        self.turn = VecDeque::new();
+        self.lagging = Vec::new();
+    }
+
     fn advance(&mut self, mut count: usize) {
         while let Some(first) = self.queue.front() {
             let left = first.remaining() - self.written;

@@ -259,6 +259,7 @@ impl Router {
         });
         match page {
             Ok(page) => seat.link().catch_up(seat, &page),
+            Err(_) if seat.is_vacated() => {}
             Err(error) => {
                 let mut batch = Batch::new(self.now());
                 self.vacate(seat, &mut batch);
@@ -276,6 +277,7 @@ impl Router {
         for seat in seats {
             self.vacate(&seat, &mut batch);
         }
+        link.let_go_of_seats();
         if self.links(link.id()).remove(&link.id()).is_some() {
             self.inner.link_count.send_modify(|count| *count -= 1);
             if let Some(identity) = link.identity() {

@@ -426,9 +426,11 @@ impl Shared {
         };
         match rivals.iter().find(|rival| !is_allowed(rival)) {
             None => Ok(()),
-            Some(rival) => {
-                let text = format!("request {rival} would end for this one, which takes `cancel` in the session");
-                Err(Refusal::new(Reason::PermissionDenied, text).with("need", "cancel"))
+            Some(_) => {
+                let text = "somebody else's request would end for this one, which takes `cancel` in the session";
+                Err(Refusal::new(Reason::PermissionDenied, text)
+                    .with("need", "cancel")
+                    .with("session_id", self.session.id().to_string()))
             }
         }
     }

@@ -377,11 +377,13 @@ impl Router {
     }
 
     /// A worker may work for these sessions only from now on: what it holds of others is lost to it.
-    pub(super) fn narrow(&self, key: WorkerKey, granted: Vec<Str>, batch: &mut Batch) {
-        let Some(worker) = self.worker(key) else { return };
+    pub(super) fn narrow(&self, (key, link): (WorkerKey, &Arc<Link>), granted: Vec<Str>, batch: &mut Batch) {
+        let _turn = self.turn();
+        let worker = self.worker(key).filter(|worker| worker.post().is_at(link));
+        let Some(worker) = worker else { return };
+        let tickets = self.dispatch().grant(key, granted.clone());
         let mut sessions = worker.post().sessions();
         sessions.retain(|live| !granted.iter().any(|pattern| matches(pattern, live.id())));
-        let tickets = self.dispatch().grant(key, granted);
         self.lose_all(key, &sessions, Cause::WorkerLost, batch);
         self.hand_all(tickets, key, batch);
     }

@@ -474,7 +474,9 @@ impl WsInlet {
 
     fn broken(&self, error: &Error) -> Incoming {
         Incoming::Broken(match error {
-            Error::Capacity(CapacityError::MessageTooLong { .. }) if self.left.is_some() => {
+            Error::Capacity(CapacityError::MessageTooLong { max_size, .. })
+                if self.left.is_some() && *max_size == self.router.limits().pre_auth_bytes =>
+            {
                 too_much(self.router.limits().pre_auth_bytes)
             }
             Error::Capacity(CapacityError::MessageTooLong { .. }) => Refusal::new(

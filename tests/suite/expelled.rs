@@ -1,11 +1,18 @@
 //! Who is sent away is gone, whether it reads why or not: it says nothing more, and is shown nothing more.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use base64::Engine;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Control, Frame, pb};
+use twinspan::router::{Arrival, Batch, Form, Interest, Joining, Socket, View};
+use twinspan::session::Start;
 
 use crate::harness::*;
 use crate::keys::Keys;
@@ -316,5 +323,124 @@ async fn anybody_replaces_anybody_where_nobody_is_known() {
     .await;
     let (_, end): (_, Frame) = ann.answer("first").await;
     assert!(is(error(&end), Reason::RequestReplaced));
+    gateway.stopped().await;
+}
+
+/// Takes nothing.
+struct Full;
+
+impl AsyncRead for Full {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Full {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+/// What a link holds of its address, and of memory, is given back, whatever was still due to it.
+#[tokio::test]
+async fn nothing_is_left_of_a_link_that_is_over() {
+    let gateway = Gateway::start().await;
+    let mut bob = gateway.peer(Face::Json).await;
+    for form in [Form::Json, Form::Wire] {
+        let arrival = Arrival {
+            life: gateway.router.life(),
+            identity: Some(gateway.router.nobody()),
+        };
+        let socket: Option<Pin<Box<dyn Socket>>> = match form {
+            Form::Wire => None,
+            _ => Some(Box::pin(Full)),
+        };
+        let link = gateway.router.attach(form, socket, arrival).unwrap();
+        for session in ["s", "t"] {
+            let joining = Joining {
+                name: link.name().clone(),
+                role: "client".into(),
+                start: Start::default(),
+                interest: Interest::default(),
+                view: View::Member,
+            };
+            let mut batch = Batch::new(gateway.router.now());
+            gateway
+                .router
+                .join(&link, &session.into(), joining, &"".into(), &mut batch)
+                .unwrap();
+            batch.finish(None);
+            let id = format!("{form:?}");
+            bob.send(text(session, &id, "news that nobody fetches")).await;
+            bob.acked(&id).await;
+        }
+        let weak = Arc::downgrade(&link);
+        link.cut(None);
+        gateway.router.detach(&link);
+        drop(link);
+        assert!(weak.upgrade().is_none(), "{form:?}");
+    }
+    gateway.stopped().await;
+}
+
+/// Told twice to go, it is still told why.
+#[tokio::test]
+async fn whoever_is_sent_away_twice_is_told_once() {
+    let keys = Keys::new();
+    let gateway = keys.gateway(|_| {}).await;
+    let mut eve = gateway.bearer(Face::Json, Some(&keys.all("eve"))).await;
+    eve.join("s", pb::Join::default()).await;
+    for _ in 0..3 {
+        revoke(&gateway, &keys, "eve").await;
+        gateway.router.check_identities();
+    }
+    match eve.ended().await {
+        Ended::Close(code, reason) => assert!(code == 4501 && reason.starts_with("TOKEN_REVOKED"), "{code} {reason}"),
+        other => panic!("{other:?}"),
+    }
+    gateway.stopped().await;
+}
+
+/// A page token tells whoever has it nothing, and is nothing to anybody who makes one up.
+#[tokio::test]
+async fn page_tokens_are_sealed() {
+    let keys = Keys::new();
+    let gateway = keys.gateway(|_| {}).await;
+    let mut ann = gateway.bearer(Face::Grpc, Some(&keys.all("ann"))).await;
+    for at in 0..2_100 {
+        ann.send(text(&format!("secret-{at:04}"), "", "")).await;
+    }
+    ann.send(text("secret-9999", "last", "")).await;
+    ann.acked("last").await;
+    let eve = keys.token("eve", json!([{"sessions": ["mine"], "can": ["read"]}]));
+    let mut sessions = gateway.sessions().await;
+    let first = sessions
+        .list(authorized(pb::ListRequest::default(), Some(&eve)))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(first.sessions.is_empty() && !first.next_page_token.is_empty());
+    let said = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(&first.next_page_token)
+        .unwrap();
+    assert!(!String::from_utf8_lossy(&said).contains("secret"));
+    let mut forged = first.next_page_token.clone();
+    forged.replace_range(3..4, if &forged[3..4] == "A" { "B" } else { "A" });
+    for token in ["", "x", forged.as_str()] {
+        let list = pb::ListRequest {
+            page_token: token.to_owned(),
+            ..pb::ListRequest::default()
+        };
+        let answer = sessions.list(authorized(list, Some(&eve))).await;
+        assert_eq!(answer.is_ok(), token.is_empty(), "{token}");
+    }
     gateway.stopped().await;
 }

@@ -445,38 +445,44 @@ fn time(field: &'static str, time: Option<prost_types::Timestamp>) -> Result<Opt
         .transpose()
 }
 
-/// Page tokens: a position, tied to the arguments that it belongs to.
+/// Page tokens: a position, tied to the arguments that it belongs to. It may name what the caller is not to know, so only this
+/// process can read or make one.
 mod token {
-    use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::sync::LazyLock;
+
+    use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 
     use super::{Engine, Reason, Refusal, URL_SAFE_NO_PAD};
 
+    static KEY: LazyLock<RandomizedNonceKey> = LazyLock::new(|| {
+        let mut key = [0; 32];
+        aws_lc_rs::rand::fill(&mut key).expect("the system must have random numbers");
+        RandomizedNonceKey::new(&AES_256_GCM, &key).expect("the key must have its length")
+    });
+
     pub fn seal(position: &str, arguments: &str) -> String {
-        URL_SAFE_NO_PAD.encode(format!("{:016x}{position}", digest(arguments)))
+        let mut sealed = position.as_bytes().to_vec();
+        let nonce = KEY.seal_in_place_append_tag(Aad::from(arguments), &mut sealed);
+        let nonce = nonce.expect("a short text must be sealed");
+        URL_SAFE_NO_PAD.encode([&nonce.as_ref()[..], &sealed].concat())
     }
 
     pub fn open(token: &str, arguments: &str) -> Result<Option<String>, Refusal> {
         if token.is_empty() {
             return Ok(None);
         }
-        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid())?;
-        let text = String::from_utf8(bytes).map_err(|_| invalid())?;
-        match text.split_at_checked(16) {
-            Some((tied, position)) if tied == format!("{:016x}", digest(arguments)) => Ok(Some(position.to_owned())),
-            _ => Err(invalid()),
-        }
+        let mut bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid())?;
+        let (nonce, sealed) = bytes.split_at_mut_checked(NONCE_LEN).ok_or_else(invalid)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| invalid())?;
+        let position = KEY.open_in_place(nonce, Aad::from(arguments), sealed);
+        let position = position.map_err(|_| invalid())?.to_vec();
+        String::from_utf8(position).map(Some).map_err(|_| invalid())
     }
 
     pub fn invalid() -> Refusal {
         Refusal::new(
             Reason::InvalidPageToken,
-            "the page token is not one that this call gave out for these arguments",
+            "the page token is not one that this call gave out for these arguments since the gateway started",
         )
-    }
-
-    fn digest(arguments: &str) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        arguments.hash(&mut hasher);
-        hasher.finish()
     }
 }
