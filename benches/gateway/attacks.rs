@@ -5,9 +5,9 @@
 
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::peer::{Face, Peer};
@@ -55,10 +55,10 @@ pub fn measure(options: &Options) -> Result<()> {
         Ok(())
     };
     told("quiet", &crowd.round_trips()?)?;
-    for (what, attack) in attacks() {
-        let attackers = Attackers::start(gateway, attack);
+    for (number, (what, _)) in attacks().into_iter().enumerate() {
+        let attackers = Attackers::start(gateway, number)?;
         let waits = crowd.round_trips()?;
-        let thrown_out = attackers.stop();
+        let thrown_out = attackers.stop()?;
         told(&format!("{what}, thrown out {thrown_out} times"), &waits)?;
     }
     told("quiet again", &crowd.round_trips()?)
@@ -108,41 +108,57 @@ struct Attack {
     burst: Arc<dyn Fn(u32) -> Vec<u8> + Send + Sync>,
 }
 
-struct Attackers {
-    stop: Arc<AtomicBool>,
-    thrown_out: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<()>>,
-}
+/// Processes of their own, of the lowest priority: attackers have machines of their own, and what they compute is not to be taken
+/// from those that are measured.
+struct Attackers(Vec<Child>);
 
 impl Attackers {
-    fn start(gateway: SocketAddr, attack: Attack) -> Self {
-        let (stop, thrown_out) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let threads = (0..ATTACKERS).map(|_| {
-            let (stop, thrown_out, attack) = (Arc::clone(&stop), Arc::clone(&thrown_out), attack.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    // What ends it is what is measured.
-                    let _ = assault(gateway, &attack, &stop);
-                    thrown_out.fetch_add(1, Ordering::Relaxed);
-                    // It runs on the cores of those that are measured: it is not to keep them busy by itself.
-                    std::thread::sleep(REST);
-                }
-            })
+    fn start(gateway: SocketAddr, number: usize) -> Result<Self> {
+        let attackers = (0..ATTACKERS).map(|_| {
+            let mut command = Command::new("nice");
+            command.args(["-n", "19"]).arg(std::env::current_exe()?);
+            command.args([
+                "attacker",
+                "--gateway",
+                &gateway.to_string(),
+                "--number",
+                &number.to_string(),
+            ]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
         });
-        Self {
-            threads: threads.collect(),
-            stop,
-            thrown_out,
-        }
+        Ok(Self(attackers.collect::<std::io::Result<_>>()?))
     }
 
-    fn stop(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            let _ = thread.join();
-        }
-        self.thrown_out.load(Ordering::Relaxed)
+    /// How often they were thrown out.
+    fn stop(self) -> Result<u64> {
+        let counts = self.0.into_iter().map(|attacker| -> Result<u64> {
+            // Its input ends with this.
+            let output = attacker.wait_with_output()?;
+            Ok(String::from_utf8(output.stdout)?.trim().parse()?)
+        });
+        counts.sum()
     }
+}
+
+/// Attacks until the input ends, and prints how often it was thrown out.
+pub fn be_attacker(gateway: SocketAddr, number: usize) -> Result<()> {
+    let (_, attack) = attacks().swap_remove(number);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        stopping.store(true, Ordering::Relaxed);
+    });
+    let mut thrown_out = 0_u64;
+    while !stop.load(Ordering::Relaxed) {
+        // What ends it is what is measured.
+        let _ = assault(gateway, &attack, &stop);
+        thrown_out += 1;
+        // It runs on the cores of those that are measured: it is not to keep them busy by itself.
+        std::thread::sleep(REST);
+    }
+    println!("{thrown_out}");
+    Ok(())
 }
 
 /// A connection from another address than the clients'.

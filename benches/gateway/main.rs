@@ -97,6 +97,14 @@ enum Command {
     Limit,
     /// All of them.
     All,
+    /// Be an attacker, until the input ends.
+    #[command(hide = true)]
+    Attacker {
+        #[arg(long)]
+        gateway: SocketAddr,
+        #[arg(long)]
+        number: usize,
+    },
     /// Be the yardstick *raw*.
     #[command(hide = true)]
     YardstickRaw {
@@ -120,6 +128,7 @@ fn main() -> Result<()> {
     let options = &cli.options;
     match cli.command {
         None => Cli::command().print_help()?,
+        Some(Command::Attacker { gateway, number }) => return attacks::be_attacker(gateway, number),
         Some(Command::YardstickRaw { listen, sockets }) => return raw::serve(listen, sockets),
         Some(Command::YardstickBridge { listen, worker }) => return bridge::serve(listen, worker),
         Some(Command::Fanout) => measure(options, &[fanout::measure])?,
