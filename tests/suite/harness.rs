@@ -347,14 +347,7 @@ impl Peer {
         match &mut self.wire {
             Wire::Grpc { send, .. } => send.as_ref().unwrap().send(frame).unwrap(),
             Wire::WebSocket { socket, binary } => {
-                let mut bytes = Vec::new();
-                let message = if *binary {
-                    frame.write_wire(&mut bytes);
-                    Message::binary(bytes)
-                } else {
-                    frame.write_json(&mut bytes, &self.types);
-                    Message::text(String::from_utf8(bytes).unwrap())
-                };
+                let message = message(&frame, *binary, &self.types);
                 socket.send(message).await.unwrap();
             }
         }
@@ -369,14 +362,7 @@ impl Peer {
                 }
             }
             Wire::WebSocket { socket, binary } => {
-                let mut bytes = Vec::new();
-                let message = if *binary {
-                    frame.write_wire(&mut bytes);
-                    Message::binary(bytes)
-                } else {
-                    frame.write_json(&mut bytes, &self.types);
-                    Message::text(String::from_utf8(bytes).unwrap())
-                };
+                let message = message(&frame, *binary, &self.types);
                 // One that cannot be written at once waits for somebody who reads.
                 drop(tokio::time::timeout(Duration::from_millis(200), socket.send(message)).await);
             }
@@ -608,6 +594,16 @@ impl Peer {
             }
         }
     }
+}
+
+fn message(frame: &Frame, is_binary: bool, types: &Types) -> Message {
+    let mut bytes = Vec::new();
+    if is_binary {
+        frame.write_wire(&mut bytes);
+        return Message::binary(bytes);
+    }
+    frame.write_json(&mut bytes, types);
+    Message::text(String::from_utf8(bytes).unwrap())
 }
 
 /// A call's message, or a stream's, with a credential in its metadata.
