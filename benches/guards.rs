@@ -32,7 +32,7 @@ fn main() {
         "{:8.1} grants, where nobody is authenticated",
         measure(|| check(&Grants::all(), "room-0-1"))
     );
-    for count in [1, 8, 64] {
+    for count in [1, 8, 32] {
         let grants = grants(count);
         let session = format!("user:ann:{}:notes", count - 1);
         println!(

@@ -299,7 +299,7 @@ settings! {
     "limits.connections_per_ip" Count limits.connections_per_ip,
         "TCP connections of one client address, and as many WebSockets and streams; of IPv6, a /64 is one address. One more TCP connection is closed at once; some are told so by an HTTP 429.";
     "limits.connects_per_second" Count limits.connects_per_second,
-        "New TCP connections of one client address in a second, with a burst of five seconds' worth.";
+        "New TCP connections of one client address in a second, with a burst of five seconds' worth. One that is ended for a flood counts for 25.";
     "limits.http2_streams" Count limits.http2_streams,
         "Streams that one HTTP/2 connection may have open: calls, streams and WebSockets over HTTP/2.";
     "limits.http2_resets_per_second" Count limits.http2_resets_per_second,

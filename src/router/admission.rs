@@ -15,6 +15,10 @@ use crate::limits::{Bucket, Limits, Rate};
 
 /// How many seconds' worth of new connections may come at once.
 const BURST_SECONDS: u64 = 5;
+/// New connections that a flood counts for, so that whoever floods does not come back a hundred times a second.
+const FLOOD: u64 = 25;
+/// What an address may owe for floods.
+const MOST_OWED: Duration = Duration::from_secs(10);
 /// Addresses without a connection that are remembered.
 const REMEMBERED: usize = 16_384;
 
@@ -43,6 +47,8 @@ struct Slot {
     limit: usize,
     rate: Rate,
     connects: Mutex<Bucket>,
+    /// Since when times are counted.
+    begun: Instant,
 }
 
 impl Slot {
@@ -90,6 +96,16 @@ fn take(count: &AtomicUsize, limit: usize) -> bool {
 pub struct Client(Arc<Slot>);
 
 impl Client {
+    /// A connection from there was ended for a flood.
+    pub(super) fn flooded(&self) {
+        let slot = &self.0;
+        let now = clock().mono.saturating_duration_since(slot.begun);
+        let mut connects = slot.connects.lock().unwrap_or_else(PoisonError::into_inner);
+        if connects.debt(now) < MOST_OWED {
+            connects.spend(FLOOD, slot.rate, now);
+        }
+    }
+
     /// A place for one more WebSocket or stream.
     pub(super) fn link(&self) -> Result<Place, Refusal> {
         match take(&self.0.links, self.0.limit) {
@@ -220,6 +236,7 @@ impl Admission {
                 limit: self.connections_per_ip,
                 rate: self.rate,
                 connects: Mutex::default(),
+                begun: self.begun,
             })
         });
         Client(Arc::clone(slot))
@@ -309,6 +326,21 @@ mod tests {
         assert_eq!(refusal.retry_after, Some(Duration::from_millis(100)));
         let later = START + Duration::from_millis(100);
         assert!(admission.admit_at(ip("10.0.0.1"), Trust::Client, later).is_ok());
+    }
+
+    #[test]
+    fn a_flood_counts_for_many_connections() {
+        let admission = admission(1_000, 1_000, 10);
+        let client = admission.client(ip("10.0.0.1"));
+        client.flooded();
+        let now = clock().mono.saturating_duration_since(admission.begun);
+        let let_in = (0..100).filter_map(|_| admission.admit_at(ip("10.0.0.1"), Trust::Client, now).ok());
+        let held: Vec<_> = let_in.collect();
+        assert_eq!(held.len(), 25, "of the fifty that may come at once");
+        (0..100).for_each(|_| client.flooded());
+        let wait = refused(&admission, "10.0.0.1", now).retry_after.unwrap();
+        assert!(wait < MOST_OWED, "{wait:?}");
+        assert!(admission.admit_at(ip("10.0.0.2"), Trust::Client, now).is_ok());
     }
 
     #[test]

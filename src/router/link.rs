@@ -818,6 +818,11 @@ impl Link {
         self.answered.swap(false, Ordering::SeqCst)
     }
 
+    /// Its peer is to be disconnected for a flood.
+    pub fn count_flood(&self) {
+        self.life.count_flood();
+    }
+
     /// Whether the connection serves any role now.
     pub fn is_worker(&self) -> bool {
         !self.places().serves.is_empty()

@@ -211,11 +211,6 @@ impl Router {
         &self.inner.admission
     }
 
-    /// A peer was disconnected for a flood.
-    pub fn count_flood(&self) {
-        self.inner.clock.floods.count();
-    }
-
     /// How many peers were disconnected for a flood since the start.
     pub fn floods(&self) -> u64 {
         self.inner.clock.floods.value()

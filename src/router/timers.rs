@@ -173,6 +173,9 @@ impl Life {
     /// The peer was disconnected for a flood.
     pub fn count_flood(&self) {
         self.clock.floods.count();
+        if let Some(client) = &self.client {
+            client.flooded();
+        }
     }
 
     /// The peer showed life.

@@ -442,7 +442,7 @@ impl WsInlet {
         let verdict = self.meter.read(bytes, self.router.limits(), self.link.time());
         if let Err(refusal) = verdict {
             if refusal.reason == Reason::ProtocolFlood {
-                self.router.count_flood();
+                self.link.count_flood();
             }
             self.broken.get_or_insert(Box::new(refusal));
         }
