@@ -47,6 +47,8 @@ def test_no_new_connections_are_taken(gateway, attach):
         gateway.http("GET", "/readyz")
     worker.reply(request, final=True)
     check_end(asker)
+    # Asked a second time before it is gone, it would go at once.
+    assert gateway.exit_code() == 0
 
 
 def test_what_does_not_finish_in_time_is_ended(start):
