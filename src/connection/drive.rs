@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use super::{Connection, Message};
-use crate::error::Refusal;
+use crate::error::{Reason, Refusal};
 use crate::log::{Page, Wait};
 use crate::router::{Parting, Router, Seat};
 
@@ -25,6 +25,18 @@ pub enum Incoming {
     Closed(Bytes),
     /// The peer broke the rules of the transport: the last thing it is told is this.
     Broken(Refusal),
+}
+
+impl Incoming {
+    /// A frame that is larger than it may be.
+    pub fn too_large(limit: usize) -> Self {
+        let text = format!("a frame may have {limit} bytes at most");
+        Self::Broken(Refusal::limit(
+            Reason::FrameTooLarge,
+            text,
+            ("limits.frame_bytes", limit as u64),
+        ))
+    }
 }
 
 /// The reading side of a transport.

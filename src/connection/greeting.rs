@@ -161,7 +161,5 @@ fn stranger() -> Refusal {
 /// The end of a stranger that said too much.
 pub fn too_much(limit: usize) -> Refusal {
     let text = format!("more than {limit} bytes came before it was known whose they are; send a credential first");
-    Refusal::new(Reason::AuthTimeout, text)
-        .with("limit", limit.to_string())
-        .with("setting", "limits.pre_auth_bytes")
+    Refusal::limit(Reason::AuthTimeout, text, ("limits.pre_auth_bytes", limit as u64))
 }

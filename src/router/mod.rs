@@ -275,20 +275,16 @@ impl Router {
             let text = format!(
                 "the subject has made {of_subject} sessions that are still there, the most it may; delete some"
             );
-            return Err(Refusal::new(Reason::TooManySessions, text)
-                .with("limit", of_subject.to_string())
-                .with("setting", "limits.sessions_per_subject"));
+            let setting = ("limits.sessions_per_subject", of_subject as u64);
+            return Err(Refusal::limit(Reason::TooManySessions, text, setting));
         }
         let limit = self.inner.limits.sessions;
         if self.inner.session_count.fetch_add(1, Ordering::Relaxed) >= limit {
             self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
             self.inner.subjects.give_back(&by.subject, identities::Thing::Session);
-            return Err(Refusal::new(
-                Reason::TooManySessions,
-                format!("the gateway has {limit} sessions, the most it may have"),
-            )
-            .with("limit", limit.to_string())
-            .with("setting", "limits.sessions"));
+            let text = format!("the gateway has {limit} sessions, the most it may have");
+            let setting = ("limits.sessions", limit as u64);
+            return Err(Refusal::limit(Reason::TooManySessions, text, setting));
         }
         let now = self.now();
         let id = session.detached();

@@ -955,15 +955,10 @@ impl<F> Session<F> {
             _ => 0,
         };
         if self.requests.len() - replaced >= self.limits.open_requests {
-            return Err(Refusal::new(
-                Reason::TooManyRequests,
-                format!(
-                    "session {} has {} open requests, the most it may have",
-                    self.id, self.limits.open_requests
-                ),
-            )
-            .with("limit", self.limits.open_requests.to_string())
-            .with("setting", "limits.open_requests"));
+            let limit = self.limits.open_requests;
+            let text = format!("session {} has {limit} open requests, the most it may have", self.id);
+            let setting = ("limits.open_requests", limit as u64);
+            return Err(Refusal::limit(Reason::TooManyRequests, text, setting));
         }
         if terms.concurrency == Concurrency::Reject
             && let Some((other, _)) = self.requests.of_role(role).first()

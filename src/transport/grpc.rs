@@ -354,11 +354,7 @@ impl Inlet for GrpcInlet {
 /// What tonic's errors of a stream mean: a message over the limit, bytes that are no gRPC, or a peer that is gone.
 fn broken(status: &Status, limit: usize) -> Incoming {
     match status.code() {
-        Code::OutOfRange | Code::ResourceExhausted => Incoming::Broken(
-            Refusal::new(Reason::FrameTooLarge, format!("a frame may have {limit} bytes at most"))
-                .with("limit", limit.to_string())
-                .with("setting", "limits.frame_bytes"),
-        ),
+        Code::OutOfRange | Code::ResourceExhausted => Incoming::too_large(limit),
         Code::Cancelled | Code::Unavailable | Code::Unknown => Incoming::Closed(Bytes::new()),
         _ => Incoming::Broken(Refusal::new(
             Reason::MalformedFrame,

@@ -473,22 +473,19 @@ impl WsInlet {
     }
 
     fn broken(&self, error: &Error) -> Incoming {
-        Incoming::Broken(match error {
+        let limits = self.router.limits();
+        let refusal = match error {
             Error::Capacity(CapacityError::MessageTooLong { max_size, .. })
-                if self.left.is_some() && *max_size == self.router.limits().pre_auth_bytes =>
+                if self.left.is_some() && *max_size == limits.pre_auth_bytes =>
             {
-                too_much(self.router.limits().pre_auth_bytes)
+                too_much(limits.pre_auth_bytes)
             }
-            Error::Capacity(CapacityError::MessageTooLong { .. }) => Refusal::new(
-                Reason::FrameTooLarge,
-                format!("a frame may have {} bytes at most", self.router.limits().frame_bytes),
-            )
-            .with("limit", self.router.limits().frame_bytes.to_string())
-            .with("setting", "limits.frame_bytes"),
+            Error::Capacity(CapacityError::MessageTooLong { .. }) => return Incoming::too_large(limits.frame_bytes),
             Error::Utf8(_) => Refusal::new(Reason::InvalidUtf8, "a text message must be UTF-8"),
             Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_) => return Incoming::Closed(Bytes::new()),
             other => Refusal::new(Reason::ProtocolError, other.to_string()),
-        })
+        };
+        Incoming::Broken(refusal)
     }
 }
 
