@@ -24,17 +24,10 @@ pub struct Key {
 impl Key {
     /// A secret that is shared with the issuer. A line's end after it does not belong to it.
     pub fn secret(bytes: &[u8]) -> Result<Self, String> {
-        let secret = trimmed(bytes);
-        if secret.len() < SECRET_BYTES {
-            return Err(format!(
-                "a secret has at least {SECRET_BYTES} bytes, and this one has {}",
-                secret.len()
-            ));
-        }
         Ok(Self {
             id: None,
             algorithms: AlgorithmFamily::Hmac.algorithms().to_vec(),
-            key: DecodingKey::from_secret(secret),
+            key: DecodingKey::from_secret(held_secret(bytes)?),
         })
     }
 
@@ -94,8 +87,20 @@ impl Key {
     }
 }
 
+/// The secret that a file holds, if it is long enough.
+pub fn held_secret(bytes: &[u8]) -> Result<&[u8], String> {
+    let secret = trimmed(bytes);
+    match secret.len() < SECRET_BYTES {
+        true => Err(format!(
+            "a secret has at least {SECRET_BYTES} bytes, and this one has {}",
+            secret.len()
+        )),
+        false => Ok(secret),
+    }
+}
+
 /// What a secret's file holds, without the line's end.
-pub fn trimmed(bytes: &[u8]) -> &[u8] {
+fn trimmed(bytes: &[u8]) -> &[u8] {
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     bytes.strip_suffix(b"\r").unwrap_or(bytes)
 }

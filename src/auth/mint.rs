@@ -9,7 +9,7 @@ use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::api_keys::{self, Entries, Entry};
-use super::keys::{SECRET_BYTES, trimmed};
+use super::keys::{SECRET_BYTES, held_secret};
 use super::{Grant, Grants, check_subject, jws};
 
 /// What a token is to say.
@@ -40,13 +40,7 @@ impl Signer {
     /// By a secret, as a file holds it. HS256, unless it is to be another.
     pub fn secret(bytes: &[u8], algorithm: Option<Algorithm>) -> Result<Self, String> {
         let algorithm = algorithm.unwrap_or(Algorithm::HS256);
-        let secret = trimmed(bytes);
-        if secret.len() < SECRET_BYTES {
-            return Err(format!(
-                "a secret has at least {SECRET_BYTES} bytes, and this one has {}",
-                secret.len()
-            ));
-        }
+        let secret = held_secret(bytes)?;
         if algorithm.family() != AlgorithmFamily::Hmac {
             return Err(format!("{algorithm:?} takes a private key (--key-file), not a secret"));
         }
