@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::frame::{Str, matches};
 
@@ -114,6 +115,15 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// The grants in a claim: one, or a list of them.
+    pub fn claimed(claim: Option<&Value>) -> Result<Vec<Self>, serde_json::Error> {
+        match claim {
+            None => Ok(Vec::new()),
+            Some(list @ Value::Array(_)) => Vec::deserialize(list),
+            Some(one) => Self::deserialize(one).map(|grant| vec![grant]),
+        }
+    }
+
     fn patterns(&self) -> impl Iterator<Item = &String> {
         [&self.sessions, &self.roles, &self.ask, &self.serve]
             .into_iter()
@@ -266,10 +276,7 @@ impl Grants {
 
     /// Whether the gateway itself may be looked at and changed.
     pub fn allow_admin(&self) -> bool {
-        match &self.0 {
-            Kind::All => true,
-            Kind::Listed(rules) => rules.iter().any(|rule| rule.can & Permission::Admin.bit() != 0),
-        }
+        self.allow_anywhere(Permission::Admin)
     }
 
     /// A pattern that gives nothing to this subject, if there is one that might have been meant to.

@@ -261,13 +261,7 @@ impl Issuer {
                 short(&wrong)
             ))
         };
-        let claimed: Vec<Grant> = match claims.get(name) {
-            None => Vec::new(),
-            Some(list @ Value::Array(_)) => {
-                serde_json::from_value(list.clone()).map_err(|error| wrong(error.to_string()))?
-            }
-            Some(one) => vec![serde_json::from_value(one.clone()).map_err(|error| wrong(error.to_string()))?],
-        };
+        let claimed = Grant::claimed(claims.get(name)).map_err(|error| wrong(error.to_string()))?;
         let all = self.settings.grants.iter().cloned().chain(claimed).collect();
         Grants::new(all, subject).map_err(wrong)
     }

@@ -293,12 +293,7 @@ fn may(claims: &Map<String, Value>, config: &Config) -> String {
         .iter()
         .find(|issuer| Some(issuer.issuer.as_str()) == named);
     let claim = issuer.map_or("twinspan", |issuer| issuer.claim.as_str());
-    let claimed = match claims.get(claim).cloned() {
-        None => Ok(Vec::new()),
-        Some(list @ Value::Array(_)) => serde_json::from_value(list),
-        Some(one) => serde_json::from_value(one).map(|grant| vec![grant]),
-    };
-    let claimed: Vec<Grant> = match claimed {
+    let claimed = match Grant::claimed(claims.get(claim)) {
         Ok(claimed) => claimed,
         Err(error) => return format!("may        nothing: its claim {claim:?} cannot be understood: {error}\n"),
     };
