@@ -4,17 +4,15 @@
 //! for what people think up.
 
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::{PoisonError, RwLock};
 use std::time::SystemTime;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use prost_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::files::File;
-use super::{API_KEYS, Grant, Grants, Identity, check_subject, refused};
+use super::{API_KEYS, Grant, Grants, Identity, check_subject, moment, refused};
 use crate::error::{Reason, Refusal};
 
 /// What every key begins with.
@@ -191,7 +189,10 @@ impl Entry {
         }
         check_subject(&self.subject).map_err(|wrong| format!("the subject {wrong}"))?;
         let hash = self.hash.strip_prefix("sha256:").and_then(bytes);
-        let moment = |name: &str, text: Option<&String>| text.map(|text| moment(name, text)).transpose();
+        let moment = |name: &str, text: Option<&String>| {
+            let at = text.map(|text| moment(text)).transpose();
+            at.map_err(|wrong| format!("{name} is {wrong}"))
+        };
         Ok(Known {
             hash: hash.ok_or("hash is \"sha256:\" and 64 hexadecimal digits")?,
             is_disabled: self.disabled,
@@ -205,13 +206,6 @@ impl Entry {
             },
         })
     }
-}
-
-fn moment(name: &str, text: &str) -> Result<SystemTime, String> {
-    let at = Timestamp::from_str(text)
-        .ok()
-        .and_then(|at| SystemTime::try_from(at).ok());
-    at.ok_or_else(|| format!("{name} = {text:?} is not a time such as 2030-01-31T12:00:00Z"))
 }
 
 fn bytes(hex: &str) -> Option<Hash> {

@@ -18,7 +18,10 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
+use std::str::FromStr;
 use std::time::SystemTime;
+
+use prost_types::Timestamp;
 
 pub use authenticator::{Authenticator, Error, Secret};
 pub use deeds::{Deed, Need, Place, Reach, markdown};
@@ -60,6 +63,14 @@ fn quoted(said: &str) -> String {
     let short: String = said.chars().take(CHARACTERS).collect();
     let more = if short.len() < said.len() { "…" } else { "" };
     format!("{short:?}{more}")
+}
+
+/// A time as files have it (RFC 3339).
+fn moment(text: &str) -> Result<SystemTime, String> {
+    let at = Timestamp::from_str(text)
+        .ok()
+        .and_then(|at| SystemTime::try_from(at).ok());
+    at.ok_or_else(|| format!("{text:?}, which is not a time such as 2030-01-31T12:00:00Z"))
 }
 
 /// Subjects are in frames, in patterns and in logs: they must be plain.

@@ -7,15 +7,14 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use prost_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Identity;
 use super::files::{File, Privacy};
+use super::{Identity, moment};
 use crate::error::{Reason, Refusal};
 
 /// Revocations that are remembered.
@@ -278,7 +277,7 @@ impl Revocation {
     }
 }
 
-/// Forgets what is over, the oldest first.
+/// Where there is no room, forgets what is over.
 fn make_room(known: &mut HashMap<Key, Revocation>, limit: usize, now: SystemTime) {
     if known.len() >= limit {
         known.retain(|_, revocation| !revocation.is_over(now));
@@ -331,17 +330,18 @@ impl Line {
     }
 
     fn revocation(self) -> Result<Revocation, String> {
+        let time = |text: &str| moment(text).map_err(|wrong| format!("has {wrong}"));
         let what = match (self.subject, self.issued_before, self.token_id) {
             (Some(name), Some(before), None) => Revoked::Subject {
                 name,
-                issued_before: moment(&before)?,
+                issued_before: time(&before)?,
             },
             (None, None, Some(id)) => Revoked::Token { id },
             _ => return Err("is neither a subject with issued_before nor a token_id".to_owned()),
         };
         let revocation = Revocation {
             issuer: self.issuer,
-            until: self.until.as_deref().map(moment).transpose()?,
+            until: self.until.as_deref().map(time).transpose()?,
             durable: true,
             ..Revocation::of(what)
         };
@@ -352,13 +352,6 @@ impl Line {
 
 fn written(at: SystemTime) -> String {
     Timestamp::from(at).to_string()
-}
-
-fn moment(text: &str) -> Result<SystemTime, String> {
-    let at = Timestamp::from_str(text)
-        .ok()
-        .and_then(|at| SystemTime::try_from(at).ok());
-    at.ok_or_else(|| format!("has {text:?}, which is not a time such as 2030-01-31T12:00:00Z"))
 }
 
 fn parse(file: &File, text: &str, limit: usize, now: SystemTime) -> (HashMap<Key, Revocation>, Vec<String>) {
