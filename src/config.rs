@@ -100,6 +100,7 @@ impl Default for Config {
             descriptors: Vec::new(),
             routes: BTreeMap::new(),
             retention: Retention {
+                age: Duration::from_secs(30 * 24 * 60 * 60),
                 frames: 10_000,
                 bytes: 16 << 20,
                 total_bytes: 1 << 30,
@@ -226,6 +227,8 @@ settings! {
         "The header in which `proxy.trusted` names its client: `off`, `x-forwarded-for` or `forwarded` (RFC 7239). It is read from the right, past trusted proxies; from anybody else it says nothing.";
     "drain.grace" Span drain_grace,
         "How long open requests may go on once the gateway is asked to stop. What is still open then ends with SHUTDOWN.";
+    "retention.age" Span retention.age,
+        "How long a frame is kept. Beyond it a frame goes with the next one of its session, at the latest within about `limits.heartbeat`.";
     "retention.frames" Count retention.frames,
         "How many frames are kept of each session. The oldest go first.";
     "retention.bytes" Bytes retention.bytes,

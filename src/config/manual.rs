@@ -51,7 +51,7 @@ const SECTIONS: [(&str, &str); 8] = [
     ("drain", "What happens on SIGTERM and Ctrl-C."),
     (
         "retention",
-        "How much of each session is kept, for those who come back. What is no longer there is told by a `Gap`.",
+        "How much of each session is kept, for those who come back. What is no longer there is told by a `Gap`. Of `age`, `frames`, `bytes` and `idle` a session may ask for less by itself (`Session.retention`), not for more.",
     ),
     (
         "limits",

@@ -62,6 +62,11 @@ impl Folded {
         self.chunks.len()
     }
 
+    /// When this chunk was said.
+    pub fn timestamp(&self, chunk: usize) -> Timestamp {
+        self.chunks[chunk].timestamp
+    }
+
     /// About how many bytes of memory this takes.
     pub fn size(&self) -> usize {
         self.all.size() + size_of::<Self>() + size_of_val(&*self.chunks)

@@ -5,20 +5,31 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use super::folded::Folded;
-use super::{Appended, Commit, Error, Limit, Log, Page, Wait};
+use super::{Appended, Commit, Error, Keep, Limit, Log, Page, Wait};
 use crate::frame::{Run, Sealed, Str};
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
+    /// How long a frame is.
+    pub age: Duration,
     /// Frames of one session.
     pub frames: usize,
     /// Bytes of one session.
     pub bytes: usize,
     /// Bytes of all sessions.
     pub total_bytes: usize,
+}
+
+impl Retention {
+    /// What is kept of a session of which nothing else is said.
+    pub fn keep(&self) -> Keep {
+        let Self { age, frames, bytes, .. } = *self;
+        Keep { age, frames, bytes }
+    }
 }
 
 /// What is kept at one seq.
@@ -32,16 +43,39 @@ impl Slot {
     fn is_of(&self, folded: &Arc<Folded>) -> bool {
         matches!(self, Slot::Chunk(of, _) if Arc::ptr_eq(of, folded))
     }
+
+    fn is_before(&self, time: SystemTime) -> bool {
+        let timestamp = match self {
+            Slot::Frame(frame) => frame.timestamp,
+            Slot::Chunk(of, chunk) => Some(of.timestamp(*chunk as usize)),
+        };
+        timestamp
+            .and_then(|timestamp| SystemTime::try_from(timestamp).ok())
+            .is_some_and(|timestamp| timestamp < time)
+    }
 }
 
 /// A session's frames: a slot for each seq, the folded ones too, so that a frame is found by its seq at once.
-#[derive(Default)]
 struct Kept {
     first: u64,
     bytes: usize,
     /// Chunks that are kept as one count as one.
     frames: usize,
     slots: VecDeque<Slot>,
+    /// What is kept of it, where that is not what the settings say.
+    keep: Option<Box<Keep>>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            first: 1,
+            bytes: 0,
+            frames: 0,
+            slots: VecDeque::new(),
+            keep: None,
+        }
+    }
 }
 
 impl Kept {
@@ -100,11 +134,30 @@ impl Kept {
         self.slots.push_back(Slot::Frame(frame));
     }
 
-    /// Drops the oldest slot, unless it is the only one; the bytes that this gave back.
-    fn trim_one(&mut self) -> usize {
-        if self.slots.len() < 2 {
-            return 0;
+    /// Drops what is beyond the bounds, but not the newest slot; the bytes that this gave back.
+    fn trim_excess(&mut self, most: Keep) -> usize {
+        let before = self.bytes;
+        while self.slots.len() > 1 && (self.frames > most.frames || self.bytes > most.bytes) {
+            self.trim_one();
         }
+        before - self.bytes
+    }
+
+    /// Drops what was said before this time, but not the newest slots, so many of them; the bytes that this gave back.
+    fn trim_older(&mut self, time: Option<SystemTime>, spared: usize) -> usize {
+        let before = self.bytes;
+        let is_old = |slot: &Slot| time.is_some_and(|time| slot.is_before(time));
+        while self.slots.len() > spared && self.slots.front().is_some_and(is_old) {
+            self.trim_one();
+        }
+        if self.slots.is_empty() {
+            self.slots = VecDeque::new();
+        }
+        before - self.bytes
+    }
+
+    /// Drops the oldest slot; the bytes that this gave back.
+    fn trim_one(&mut self) -> usize {
         let (frames, bytes) = match self.slots.pop_front() {
             None => return 0,
             Some(Slot::Frame(frame)) => (1, frame.size()),
@@ -214,14 +267,13 @@ impl Memory {
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the session within its own share.
-    fn trim(&self, kept: &mut Kept) {
-        while kept.frames > self.retention.frames || kept.bytes > self.retention.bytes {
-            match kept.trim_one() {
-                0 => break,
-                bytes => self.bytes.fetch_sub(bytes, Ordering::Relaxed),
-            };
-        }
+    /// Keeps the session within its own share. What is too old at this time, if it is known, goes too, but for the newest slots,
+    /// so many of them.
+    fn hold_to_share(&self, kept: &mut Kept, now: Option<SystemTime>, spared: usize) {
+        let keep = kept.keep.as_deref().copied().unwrap_or(self.retention.keep());
+        let oldest = now.and_then(|now| now.checked_sub(keep.age));
+        let bytes = kept.trim_excess(keep) + kept.trim_older(oldest, spared);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -231,10 +283,7 @@ impl Log for Memory {
         let mut shard = self.shard(session);
         let kept = match shard.get_mut(session) {
             Some(kept) => kept,
-            None => shard.entry(session.detached()).or_insert_with(|| Kept {
-                first: 1,
-                ..Kept::default()
-            }),
+            None => shard.entry(session.detached()).or_default(),
         };
         debug_assert_eq!(
             frame.frame().seq,
@@ -254,7 +303,8 @@ impl Log for Memory {
         }
         kept.push(Arc::clone(frame));
         self.bytes.fetch_add(size, Ordering::Relaxed);
-        self.trim(kept);
+        let now = frame.timestamp.and_then(|time| SystemTime::try_from(time).ok());
+        self.hold_to_share(kept, now, 1);
         Ok(Appended {
             commit: Commit::Done,
             first: kept.first,
@@ -283,6 +333,29 @@ impl Log for Memory {
             self.bytes.fetch_sub(before - kept.bytes, Ordering::Relaxed);
             dropped
         };
+    }
+
+    fn retain(&self, session: &Str, keep: Keep) {
+        let own = (keep != self.retention.keep()).then(|| Box::new(keep));
+        let mut shard = self.shard(session);
+        match (shard.get_mut(session), own) {
+            (Some(kept), own) => kept.keep = own,
+            (None, None) => {}
+            (None, own) => {
+                let kept = Kept {
+                    keep: own,
+                    ..Kept::default()
+                };
+                shard.insert(session.detached(), kept);
+            }
+        }
+    }
+
+    fn trim(&self, session: &Str, now: SystemTime) -> u64 {
+        let mut shard = self.shard(session);
+        let Some(kept) = shard.get_mut(session) else { return 1 };
+        self.hold_to_share(kept, Some(now), 0);
+        kept.first
     }
 
     fn delete(&self, session: &Str) {

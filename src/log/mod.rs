@@ -9,7 +9,7 @@
 //! ```
 //!
 //! 1. Within a session, frames are appended in the order of their seqs, without holes, from 1 in a new epoch.
-//! 2. `append` never waits. It takes the frame whole or refuses it whole; a refused frame has left no trace, and the next
+//! 2. `append` never waits, nor do `retain` and `trim`. It takes the frame whole or refuses it whole; a refused frame has left no trace, and the next
 //!    append for the session uses its seq.
 //! 3. `Commit::Done` says that the frame is as durable as the store makes it. `Commit::Later` says that it will be when the
 //!    future ends; commits of a session end in the order of their appends. If one fails, so do all that follow it, and what
@@ -17,6 +17,11 @@
 //! 4. `read` returns committed frames in order, from the one that was asked for, or from the first that is left if that was
 //!    trimmed; a page is never empty unless there is nothing from there on. `read_back` does the same from the end of a range.
 //! 5. Only whole prefixes are trimmed: `first` never falls, and everything from `first` to the committed end can be read.
+//!    A session is kept as the settings say, or as `retain` said last. What is too much of it, by count or by bytes, goes when
+//!    the next frame is appended or with `trim`, and never its newest frame. What is too old goes at the same moments: at an
+//!    append what is too old by the new frame's timestamp, with `trim` by the time that is given, and then the newest frame
+//!    too may go. `trim` leaves what is not durable, and everything from the first frame on that is not too old; one without a
+//!    timestamp never is. If nothing is left, `first` is the seq of the next append, also in the pages that are read.
 //! 6. A page read while frames are appended or trimmed is a prefix of what a later read would return; while chunks are
 //!    folded, it says the same as such a prefix.
 //! 7. Sessions do not disturb each other: what is refused for one may be taken for another.
@@ -44,6 +49,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use crate::error::{Reason, Refusal};
 use crate::frame::{Sealed, Str};
@@ -89,6 +95,17 @@ pub struct Appended {
     pub first: u64,
 }
 
+/// What is kept of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// How long a frame.
+    pub age: Duration,
+    /// How many frames.
+    pub frames: usize,
+    /// How many bytes, as `Sealed::size` counts.
+    pub bytes: usize,
+}
+
 /// How much to read at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
@@ -120,6 +137,14 @@ pub trait Log: Send + Sync + 'static {
 
     /// Folds the text chunks of the request's reply from one seq to another, all of them committed. It may do so later.
     fn fold(&self, session: &Str, request: &str, from: u64, to: u64);
+
+    /// From now on, this is what is kept of the session, whether it has frames or not, until it is deleted. The store may forget
+    /// it when the process ends.
+    fn retain(&self, session: &Str, keep: Keep);
+
+    /// Removes what is too old by now, and what is too much. The oldest seq that is left, or the seq of the next append if
+    /// nothing is.
+    fn trim(&self, session: &Str, now: SystemTime) -> u64;
 
     /// Removes the session's frames. A session that comes later by the same name begins with seq 1.
     fn delete(&self, session: &Str);

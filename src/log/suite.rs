@@ -2,14 +2,18 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use super::{Commit, Limit, Log, Memory, Page, Retention};
+use super::{Commit, Keep, Limit, Log, Memory, Page, Retention};
 use crate::frame::{Body, Frame, Sealed, Str};
 
 const ALL: Limit = Limit {
     frames: usize::MAX,
     bytes: usize::MAX,
 };
+
+/// Older than any frame here becomes, unless its age is what it is about.
+const AGE: Duration = Duration::from_secs(1_000_000);
 
 fn frame(seq: u64, text: &str) -> Arc<Sealed> {
     Arc::new(Sealed::new(Frame {
@@ -240,9 +244,175 @@ pub async fn keeps_the_contract(log: &dyn Log) {
     );
 }
 
+/// Keeps what may be kept, but for what is said.
+fn keep() -> Keep {
+    Keep {
+        age: AGE,
+        frames: 1_000,
+        bytes: 1 << 20,
+    }
+}
+
+fn aged(seconds: u64) -> Keep {
+    Keep {
+        age: Duration::from_secs(seconds),
+        ..keep()
+    }
+}
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// A frame that was said at this time.
+fn said_at(seconds: u64, seq: u64) -> Frame {
+    Frame {
+        timestamp: Some(at(seconds).into()),
+        body: Body::Text(seq.to_string().into()),
+        seq,
+        ..Frame::default()
+    }
+}
+
+/// What there is of the session `one`: its first seq, and all that can be read, from either side.
+async fn left(log: &dyn Log) -> (u64, Vec<u64>) {
+    let one: Str = "one".into();
+    let page = log.read(&one, 1, ALL).await.unwrap();
+    let back = log.read_back(&one, 1..u64::MAX, ALL).await.unwrap();
+    assert_eq!((page.first, seqs(&page)), (back.first, seqs(&back)));
+    (page.first, seqs(&page))
+}
+
+/// A session is kept as was said of it, for a store whose settings keep a thousand frames and a MiB of each session for the
+/// time of `AGE`.
+pub async fn keeps_as_told(log: &dyn Log) {
+    keeps_so_many(log).await;
+    keeps_so_many_bytes(log).await;
+    keeps_what_is_young_when_it_appends(log).await;
+    keeps_what_is_young_when_it_trims(log).await;
+    keeps_nothing_and_goes_on(log).await;
+    keeps_a_part_of_a_stretch(log).await;
+    forgets_what_was_told_with_the_session(log).await;
+}
+
+async fn keeps_so_many(log: &dyn Log) {
+    let (one, other): (Str, Str) = ("one".into(), "other".into());
+    // Before there is any frame.
+    log.retain(&one, Keep { frames: 4, ..keep() });
+    assert_eq!(log.trim(&one, at(0)), 1);
+    fill(log, "one", 10).await;
+    fill(log, "other", 10).await;
+    assert_eq!(left(log).await, (7, vec![7, 8, 9, 10]));
+    assert_eq!(log.trim(&other, at(0)), 1, "sessions do not disturb each other");
+    log.retain(&one, Keep { frames: 2, ..keep() });
+    assert_eq!(log.trim(&one, at(0)), 9);
+    assert_eq!(left(log).await, (9, vec![9, 10]));
+    log.retain(&one, keep());
+    assert_eq!(log.trim(&one, at(0)), 9, "what is gone does not come back");
+    assert_eq!(append(log, &said_at(0, 11)).await, 9);
+    assert_eq!(left(log).await, (9, vec![9, 10, 11]));
+    log.delete(&one);
+    log.delete(&other);
+}
+
+async fn keeps_so_many_bytes(log: &dyn Log) {
+    let one: Str = "one".into();
+    let bytes = 3 * Sealed::new(said_at(1, 1)).size();
+    log.retain(&one, Keep { bytes, ..keep() });
+    for seq in 1..=9 {
+        append(log, &said_at(1, seq)).await;
+    }
+    assert_eq!(left(log).await, (7, vec![7, 8, 9]));
+    log.retain(&one, Keep { bytes: 1, ..keep() });
+    assert_eq!(log.trim(&one, at(1)), 9, "the newest stays, however large it is");
+    assert_eq!(append(log, &said_at(1, 10)).await, 10);
+    assert_eq!(left(log).await, (10, vec![10]));
+    log.delete(&one);
+}
+
+async fn keeps_what_is_young_when_it_appends(log: &dyn Log) {
+    let one: Str = "one".into();
+    log.retain(&one, aged(10));
+    for seq in 1..=5 {
+        assert_eq!(append(log, &said_at(100 + seq, seq)).await, 1);
+    }
+    assert_eq!(append(log, &said_at(113, 6)).await, 3, "3 is just young enough");
+    // The clock was set back: nothing is too old by it.
+    assert_eq!(append(log, &said_at(50, 7)).await, 3);
+    assert_eq!(append(log, &said_at(200, 8)).await, 8);
+    assert_eq!(left(log).await, (8, vec![8]));
+    log.delete(&one);
+}
+
+async fn keeps_what_is_young_when_it_trims(log: &dyn Log) {
+    let one: Str = "one".into();
+    log.retain(&one, aged(10));
+    for seq in 1..=3 {
+        append(log, &said_at(100 + seq, seq)).await;
+    }
+    // Only prefixes go: what is old by its timestamp, but came after what is not, stays.
+    append(log, &said_at(50, 4)).await;
+    append(log, &said_at(110, 5)).await;
+    assert_eq!(log.trim(&one, at(111)), 1);
+    assert_eq!(log.trim(&one, at(112)), 2);
+    assert_eq!(log.trim(&one, at(112)), 2);
+    assert_eq!(left(log).await, (2, vec![2, 3, 4, 5]));
+    assert_eq!(log.trim(&one, at(0)), 2);
+    assert_eq!(log.trim(&one, at(114)), 5);
+    log.delete(&one);
+    // What does not say when it was said is never too old.
+    fill(log, "one", 2).await;
+    log.retain(&one, aged(1));
+    assert_eq!(log.trim(&one, at(1 << 30)), 1);
+    log.delete(&one);
+}
+
+async fn keeps_nothing_and_goes_on(log: &dyn Log) {
+    let one: Str = "one".into();
+    log.retain(&one, aged(10));
+    for seq in 1..=3 {
+        append(log, &said_at(100, seq)).await;
+    }
+    assert_eq!(log.trim(&one, at(111)), 4);
+    assert_eq!(left(log).await, (4, vec![]));
+    assert_eq!(log.read(&one, 9, ALL).await.unwrap().first, 4);
+    assert_eq!(log.trim(&one, at(222)), 4);
+    log.fold(&one, "q", 1, 3);
+    assert_eq!(append(log, &said_at(222, 4)).await, 4);
+    assert_eq!(append(log, &said_at(223, 5)).await, 4);
+    assert_eq!(left(log).await, (4, vec![4, 5]));
+    log.delete(&one);
+}
+
+async fn keeps_a_part_of_a_stretch(log: &dyn Log) {
+    let one: Str = "one".into();
+    let source: Vec<Frame> = (1..=8).map(|seq| chunk(seq, "q", &seq.to_string())).collect();
+    log.retain(&one, aged(10));
+    for frame in &source {
+        append(log, frame).await;
+    }
+    log.fold(&one, "q", 1, 8);
+    assert_eq!(log.trim(&one, at(14)), 4);
+    says_all(log, &source, 4).await;
+    assert_eq!(log.trim(&one, at(19)), 9);
+    says_all(log, &source, 9).await;
+    log.delete(&one);
+}
+
+async fn forgets_what_was_told_with_the_session(log: &dyn Log) {
+    let one: Str = "one".into();
+    log.retain(&one, Keep { frames: 2, ..keep() });
+    log.delete(&one);
+    assert_eq!(log.trim(&one, at(0)), 1, "what is not there has nothing to trim");
+    fill(log, "one", 5).await;
+    assert_eq!(left(log).await, (1, vec![1, 2, 3, 4, 5]));
+    log.delete(&one);
+}
+
 #[tokio::test]
 async fn memory() {
     let plenty = Retention {
+        age: AGE,
         frames: 100,
         bytes: 1 << 20,
         total_bytes: 1 << 20,
@@ -251,8 +421,38 @@ async fn memory() {
 }
 
 #[tokio::test]
+async fn memory_keeps_as_told() {
+    let Keep { age, frames, bytes } = keep();
+    let log = Memory::new(Retention {
+        age,
+        frames,
+        bytes,
+        total_bytes: bytes,
+    });
+    keeps_as_told(&log).await;
+    assert_eq!(log.bytes(), 0);
+}
+
+#[tokio::test]
+async fn memory_keeps_frames_for_their_time() {
+    let log = Memory::new(Retention {
+        age: Duration::from_secs(10),
+        frames: 100,
+        bytes: 1 << 20,
+        total_bytes: 1 << 20,
+    });
+    for seq in 1..=3 {
+        append(&log, &said_at(100 + seq, seq)).await;
+    }
+    assert_eq!(append(&log, &said_at(113, 4)).await, 3);
+    assert_eq!(log.trim(&"one".into(), at(124)), 5);
+    assert_eq!(log.bytes(), 0);
+}
+
+#[tokio::test]
 async fn memory_trims_whole_prefixes() {
     let log = Memory::new(Retention {
+        age: AGE,
         frames: 4,
         bytes: 1 << 20,
         total_bytes: 1 << 20,
@@ -270,6 +470,7 @@ async fn memory_trims_whole_prefixes() {
 async fn memory_stays_within_its_budget() {
     let size = frame(1, "1").size();
     let log = Memory::new(Retention {
+        age: AGE,
         frames: 100,
         bytes: 1 << 30,
         total_bytes: 5 * size,
@@ -293,6 +494,7 @@ async fn memory_stays_within_its_budget() {
 
 fn plenty() -> Memory {
     Memory::new(Retention {
+        age: AGE,
         frames: 10_000,
         bytes: 1 << 24,
         total_bytes: 1 << 24,
@@ -307,12 +509,17 @@ async fn memory_folds_without_a_trace() {
         folds_without_a_trace(&log, seed).await;
         assert_eq!(log.bytes(), 0, "seed {seed}");
         let tight = Memory::new(Retention {
+            age: AGE,
             frames: 6 + seed as usize % 7,
             bytes: 1 << 24,
             total_bytes: 1 << 24,
         });
         folds_without_a_trace(&tight, seed).await;
         assert_eq!(tight.bytes(), 0, "seed {seed}");
+        let brief = plenty();
+        brief.retain(&"one".into(), aged(6 + seed % 7));
+        folds_without_a_trace(&brief, seed).await;
+        assert_eq!(brief.bytes(), 0, "seed {seed}");
     }
 }
 
@@ -353,6 +560,7 @@ async fn memory_keeps_folded_chunks_at_little_cost() {
 #[tokio::test]
 async fn memory_counts_folded_chunks_as_one_and_trims_them_together() {
     let log = Memory::new(Retention {
+        age: AGE,
         frames: 10,
         bytes: 1 << 20,
         total_bytes: 1 << 20,

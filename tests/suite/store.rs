@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 use twinspan::error::Reason;
 use twinspan::frame::{Control, Sealed, Str, pb};
-use twinspan::log::{Appended, Commit, Error, Limit, Log, Memory, Page, Retention, Wait};
+use twinspan::log::{Appended, Commit, Error, Keep, Limit, Log, Memory, Page, Retention, Wait};
 
 use crate::harness::*;
 
@@ -24,6 +25,7 @@ struct Faulty {
 impl Faulty {
     fn new() -> Arc<Self> {
         let retention = Retention {
+            age: Duration::from_secs(24 * 60 * 60),
             frames: 1_000,
             bytes: 1 << 20,
             total_bytes: 1 << 24,
@@ -98,6 +100,14 @@ impl Log for Faulty {
 
     fn fold(&self, session: &Str, request: &str, from: u64, to: u64) {
         self.inner.fold(session, request, from, to);
+    }
+
+    fn retain(&self, session: &Str, keep: Keep) {
+        self.inner.retain(session, keep);
+    }
+
+    fn trim(&self, session: &Str, now: SystemTime) -> u64 {
+        self.inner.trim(session, now)
     }
 
     fn delete(&self, session: &Str) {
