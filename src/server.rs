@@ -74,6 +74,7 @@ impl Server {
             log,
             types: Arc::new(types),
             routes: config.routes.into_iter().collect(),
+            keep: config.retention.keep(),
             idle: config.idle,
             fold: config.fold,
         });

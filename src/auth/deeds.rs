@@ -72,7 +72,7 @@ deeds! {
     CallCreate "Sessions.Create" Need::In(Permission::Create), "Make a session.";
     CallGet "Sessions.Get" Need::In(Permission::Read), "See what there is to say of a session.";
     CallList "Sessions.List" Need::In(Permission::Read), "See which sessions there are: those that may be read.";
-    CallUpdate "Sessions.Update" Need::In(Permission::Manage), "Change a session's metadata.";
+    CallUpdate "Sessions.Update" Need::In(Permission::Manage), "Change a session's metadata, labels and retention.";
     CallClose "Sessions.Close" Need::In(Permission::Manage), "Close a session.";
     CallDelete "Sessions.Delete" Need::In(Permission::Manage), "Delete a session.";
     CallPublish "Sessions.Publish" Need::AsFrame, "Send one frame.";

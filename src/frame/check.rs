@@ -17,6 +17,12 @@ const KEY_BYTES: usize = 128;
 const VALUE_BYTES: usize = 4096;
 /// The most that keys and values of metadata may have in all, in bytes.
 const METADATA_BYTES: usize = 16 * 1024;
+/// The most labels.
+const LABELS: usize = 32;
+/// The longest key and the longest value of a label, in bytes.
+const LABEL_BYTES: usize = 63;
+/// The longest span that there is, in seconds: what google.protobuf.Duration may be.
+const LONGEST_SECONDS: i64 = 315_576_000_000;
 /// The longest timeout, in seconds.
 const TIMEOUT_SECONDS: i64 = 24 * 60 * 60;
 /// The most patterns in one Serve.
@@ -113,6 +119,53 @@ pub fn check_metadata<'a>(field: &str, entries: impl IntoIterator<Item = (&'a st
         return Err(Refusal::field(field, "must be at most 16 KiB in all"));
     }
     Ok(())
+}
+
+/// Checks labels, of which `check_name` is not all that there is to say: they are short.
+pub fn check_labels<'a>(field: &str, entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), Refusal> {
+    for (at, (key, value)) in entries.into_iter().enumerate() {
+        if at == LABELS {
+            return Err(too_many_entries(field));
+        }
+        if key.is_empty() || key.len() > LABEL_BYTES || !is_all(key, NAME) {
+            let text = "keys must be 1 to 63 characters out of A-Z a-z 0-9 . _ ~ : @ / + = -";
+            return Err(Refusal::field(field, text));
+        }
+        if value.len() > LABEL_BYTES {
+            return Err(Refusal::field(
+                field,
+                format_args!("the value of {key} must be at most 63 bytes"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks what a session asks for of how it is kept.
+pub fn check_retention(retention: &pb::Retention) -> Result<(), Refusal> {
+    check_positive("retention.max_age", retention.max_age.as_ref())?;
+    check_positive("retention.idle", retention.idle.as_ref())?;
+    for (field, count) in [
+        ("retention.max_frames", retention.max_frames),
+        ("retention.max_bytes", retention.max_bytes),
+    ] {
+        if count == Some(0) {
+            return Err(Refusal::field(field, "must be more than 0"));
+        }
+    }
+    Ok(())
+}
+
+/// A span that may be as long as a span can be.
+fn check_positive(field: &str, span: Option<&Duration>) -> Result<(), Refusal> {
+    let Some(Duration { seconds, nanos }) = span else {
+        return Ok(());
+    };
+    let is_positive = *seconds >= 0 && *nanos >= 0 && (*seconds > 0 || *nanos > 0);
+    if is_positive && *seconds <= LONGEST_SECONDS && *nanos < 1_000_000_000 {
+        return Ok(());
+    }
+    Err(Refusal::field(field, "must be more than 0 and at most 10,000 years"))
 }
 
 #[cold]
@@ -467,5 +520,77 @@ mod tests {
         };
         assert_eq!(frame(Control::Serve(serve)).check(), Ok(()));
         assert_eq!(total(seconds(86_400)).check(), Ok(()));
+    }
+
+    #[test]
+    fn labels() {
+        let long = "x".repeat(63);
+        let too_long = "x".repeat(64);
+        for (key, value, is_good) in [
+            ("a", "", true),
+            ("team/name", "anything at all, \n even ü", true),
+            (long.as_str(), long.as_str(), true),
+            ("", "x", false),
+            ("a b", "x", false),
+            ("ü", "x", false),
+            (too_long.as_str(), "x", false),
+            ("a", too_long.as_str(), false),
+        ] {
+            let checked = check_labels("labels", [(key, value)]);
+            assert_eq!(checked.is_ok(), is_good, "{key:?} {value:?} {checked:?}");
+        }
+        let many: Vec<_> = (0..33).map(|at| at.to_string()).collect();
+        let entries = |count| many[..count].iter().map(|key| (key.as_str(), ""));
+        assert_eq!(check_labels("labels", entries(32)), Ok(()));
+        let refused = check_labels("labels", entries(33)).unwrap_err();
+        assert_eq!(refused.details, [("field", "labels".to_owned())]);
+    }
+
+    #[test]
+    fn retention() {
+        let span = |seconds, nanos| Some(Duration { seconds, nanos });
+        let age = |max_age| pb::Retention {
+            max_age,
+            ..pb::Retention::default()
+        };
+        for good in [
+            pb::Retention::default(),
+            age(span(0, 1)),
+            age(span(LONGEST_SECONDS, 0)),
+            pb::Retention {
+                max_frames: Some(1),
+                max_bytes: Some(u64::MAX),
+                idle: span(1, 0),
+                ..pb::Retention::default()
+            },
+        ] {
+            assert_eq!(check_retention(&good), Ok(()));
+        }
+        let idle = pb::Retention {
+            idle: span(0, 0),
+            ..pb::Retention::default()
+        };
+        let frames = pb::Retention {
+            max_frames: Some(0),
+            ..pb::Retention::default()
+        };
+        let bytes = pb::Retention {
+            max_bytes: Some(0),
+            ..pb::Retention::default()
+        };
+        for (bad, field) in [
+            (age(span(0, 0)), "retention.max_age"),
+            (age(span(-1, 0)), "retention.max_age"),
+            (age(span(0, -1)), "retention.max_age"),
+            (age(span(1, -1)), "retention.max_age"),
+            (age(span(LONGEST_SECONDS + 1, 0)), "retention.max_age"),
+            (age(span(1, 1_000_000_000)), "retention.max_age"),
+            (idle, "retention.idle"),
+            (frames, "retention.max_frames"),
+            (bytes, "retention.max_bytes"),
+        ] {
+            let refused = check_retention(&bad).unwrap_err();
+            assert_eq!(refused.details, [("field", field.to_owned())], "{bad:?}");
+        }
     }
 }

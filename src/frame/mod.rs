@@ -30,7 +30,9 @@ use bytes::Bytes;
 
 pub use any::Types;
 pub use calls::CallCodec;
-pub use check::{CANCEL_SECONDS, check_id, check_metadata, check_name, check_span, matches};
+pub use check::{
+    CANCEL_SECONDS, check_id, check_labels, check_metadata, check_name, check_retention, check_span, matches,
+};
 pub use fold::Run;
 pub use payload::Payload;
 pub use protojson::ProtoJson;

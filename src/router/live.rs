@@ -13,7 +13,7 @@ use super::seat::{Circle, Cursor, Seat};
 use crate::frame::{Body, Control, Frame, Sealed, Str, pb};
 use crate::limits::Limits;
 use crate::session::dispatch::Ticket;
-use crate::session::{Cause, Effect, Opened, Session, Stage};
+use crate::session::{Cause, Effect, Opened, Retention, Session, Stage};
 
 /// A session in this process. Its lock is held for moments: no I/O, no encoding, no await under it.
 pub struct Live {
@@ -240,6 +240,20 @@ impl Shared {
             self.tail.pop_front();
         }
         self.tail.push_back(frame);
+        self.follow_log();
+    }
+
+    /// The log has let go of what was before `first`.
+    pub fn trimmed(&mut self, first: u64) {
+        self.session.trimmed(first);
+        self.follow_log();
+        if self.tail.is_empty() {
+            self.tail = VecDeque::new();
+        }
+    }
+
+    /// What the log does not have any more is not at hand either.
+    fn follow_log(&mut self) {
         let oldest = self.session.first();
         while self.session.head() + 1 - (self.tail.len() as u64) < oldest {
             self.tail.pop_front();
@@ -352,8 +366,9 @@ impl Shared {
         }
     }
 
-    pub fn describe(&self) -> pb::Session {
+    pub fn describe(&self, settings: Retention) -> pb::Session {
         let session = &self.session;
+        let said = session.said();
         let (created, updated) = session.times();
         let state = match session.state() {
             crate::session::State::Open => pb::SessionState::Open,
@@ -363,11 +378,7 @@ impl Shared {
             session_id: session.id().to_string(),
             epoch: session.epoch().to_string(),
             state: state as i32,
-            metadata: session
-                .metadata()
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
+            metadata: said.metadata.clone().into_iter().collect(),
             created_at: Some(created.into()),
             updated_at: Some(updated.into()),
             head_seq: self.committed,
@@ -375,6 +386,8 @@ impl Shared {
             member_count: session.members().len() as u32,
             open_request_count: session.open_request_count() as u32,
             etag: session.revision().to_string(),
+            labels: said.labels.clone().into_iter().collect(),
+            retention: Some(shown(session.retention(settings))),
         }
     }
 
@@ -402,6 +415,17 @@ impl Shared {
             body: Body::Control(Box::new(control)),
             ..Frame::default()
         }
+    }
+}
+
+/// As frames say how a session is kept.
+fn shown(retention: Retention) -> pb::Retention {
+    let span = |span| prost_types::Duration::try_from(span).ok();
+    pb::Retention {
+        max_age: span(retention.age),
+        max_frames: Some(retention.frames as u64),
+        max_bytes: Some(retention.bytes as u64),
+        idle: span(retention.idle),
     }
 }
 

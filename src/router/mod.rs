@@ -46,9 +46,9 @@ use crate::auth::{Authenticator, Deed, Identity, Place};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Str, Types, pb};
 use crate::limits::Limits;
-use crate::log::Log;
+use crate::log::{Keep, Log};
 use crate::session::dispatch::{Bounds, Dispatch};
-use crate::session::{Concurrency, ConnectionId, Now};
+use crate::session::{Concurrency, ConnectionId, Now, Retention};
 
 /// The role that the gateway itself speaks as.
 pub const GATEWAY_ROLE: &str = "gateway";
@@ -67,7 +67,9 @@ pub struct Parts {
     pub types: Arc<Types>,
     /// Which frame type goes to which role.
     pub routes: HashMap<String, String>,
-    /// How long a session that nobody uses is kept.
+    /// What is kept of a session that asks for nothing of its own, and the most that it can ask for.
+    pub keep: Keep,
+    /// How long a session that nobody uses is kept, of the same.
     pub idle: Duration,
     /// Whether the text chunks of a finished reply are kept as one.
     pub fold: bool,
@@ -90,7 +92,7 @@ struct Inner {
     workers: Mutex<workers::Workers>,
     turn: Mutex<()>,
     counters: counters::Counters,
-    idle: Duration,
+    retention: Retention,
     fold: bool,
     sessions: Vec<Shard>,
     session_count: AtomicUsize,
@@ -124,6 +126,7 @@ impl Router {
             log,
             types,
             routes,
+            keep,
             idle,
             fold,
         } = parts;
@@ -152,7 +155,12 @@ impl Router {
             workers: Mutex::default(),
             turn: Mutex::default(),
             counters: counters::Counters::default(),
-            idle,
+            retention: Retention {
+                age: keep.age,
+                frames: keep.frames,
+                bytes: keep.bytes,
+                idle,
+            },
             fold,
             sessions: (0..SHARDS).map(|_| Shard::default()).collect(),
             session_count: AtomicUsize::new(0),

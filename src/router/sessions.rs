@@ -14,8 +14,8 @@ use super::seat::Circle;
 use crate::auth::Identity;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Frame, Run, Sealed, Str, pb};
-use crate::log::{self, Limit};
-use crate::session::Cause;
+use crate::log::{self, Keep, Limit};
+use crate::session::{Cause, Retention, Said};
 
 /// Which frames of a log are wanted.
 #[derive(Clone, Debug)]
@@ -66,8 +66,8 @@ const READ: Limit = Limit {
 };
 
 impl Router {
-    /// Makes a session.
-    pub fn create(&self, id: &Str, metadata: Vec<(String, String)>, by: &Identity) -> Result<pb::Session, Refusal> {
+    /// Makes a session, of which this is said.
+    pub fn create(&self, id: &Str, said: Said, by: &Identity) -> Result<pb::Session, Refusal> {
         let (live, new) = self.open(id, by)?;
         if !new {
             return Err(Refusal::new(
@@ -76,13 +76,14 @@ impl Router {
             ));
         }
         let mut shared = live.lock();
-        shared.session.update(metadata, &[], self.now().wall);
-        Ok(shared.describe())
+        shared.check_here(id)?;
+        self.say(&mut shared, said, self.now().wall);
+        Ok(shared.describe(self.inner.retention))
     }
 
     /// What there is to say about a session.
     pub fn describe(&self, id: &str) -> Result<pb::Session, Refusal> {
-        Ok(self.find(id)?.lock().describe())
+        Ok(self.find(id)?.lock().describe(self.inner.retention))
     }
 
     /// The sessions after a name, in the order of their names, that the tests let through, of their names and of what there is to
@@ -105,7 +106,7 @@ impl Router {
         lives.sort_unstable_by(by_name);
         let mut page = Vec::new();
         for live in lives.iter().filter(|live| may_see(live.id())) {
-            let session = live.lock().describe();
+            let session = live.lock().describe(self.inner.retention);
             if !is_wanted(&session) {
                 continue;
             }
@@ -121,37 +122,43 @@ impl Router {
         (page, last)
     }
 
-    /// Changes a session's metadata.
+    /// Changes what is said of a session, if its etag is the one that is expected, where one is.
     pub fn update(
         &self,
         id: &str,
-        set: Vec<(String, String)>,
-        unset: &[String],
         etag: &str,
-        check: impl Fn(&pb::Session) -> Result<(), Refusal>,
+        change: impl FnOnce(&mut Said) -> Result<(), Refusal>,
     ) -> Result<pb::Session, Refusal> {
         let live = self.find(id)?;
         let mut batch = Batch::new(self.now());
         let mut shared = live.lock();
         shared.check_here(live.id())?;
-        let now = shared.describe();
-        if !etag.is_empty() && etag != now.etag {
-            return Err(Refusal::new(
-                Reason::EtagMismatch,
-                format!("the session's etag is {}, not {etag}", now.etag),
-            )
-            .with("etag", now.etag));
+        let now = shared.session.revision().to_string();
+        if !etag.is_empty() && etag != now {
+            return Err(
+                Refusal::new(Reason::EtagMismatch, format!("the session's etag is {now}, not {etag}"))
+                    .with("etag", now),
+            );
         }
-        let mut wanted = now;
-        wanted.metadata.extend(set.iter().cloned());
-        wanted.metadata.retain(|key, _| !unset.contains(key));
-        check(&wanted)?;
-        shared.session.update(set, unset, batch.now.wall);
-        let changed = shared.tell_changed();
+        let mut said = shared.session.said().clone();
+        change(&mut said)?;
+        self.say(&mut shared, said, batch.now.wall);
+        let changed = shared.tell_changed(self.inner.retention);
         drop(shared);
         batch.touch(&live, Haste::Now);
         batch.finish(None);
         Ok(changed)
+    }
+
+    /// Lets the session, and the log if it has to know, have what is said of it.
+    fn say(&self, shared: &mut Shared, said: Said, now: SystemTime) {
+        let before = shared.session.retention(self.inner.retention);
+        shared.session.update(said, now);
+        let Retention { age, frames, bytes, .. } = shared.session.retention(self.inner.retention);
+        let keep = Keep { age, frames, bytes };
+        if (before.age, before.frames, before.bytes) != (age, frames, bytes) {
+            self.inner.log.retain(shared.session.id(), keep);
+        }
     }
 
     /// Closes a session: its open requests end, and nothing more is written to it.
@@ -184,9 +191,9 @@ impl Router {
             let was = shared.session.state();
             shared.session.close(batch.now.wall);
             let changed = if was == shared.session.state() {
-                shared.describe()
+                shared.describe(self.inner.retention)
             } else {
-                shared.tell_changed()
+                shared.tell_changed(self.inner.retention)
             };
             drop(shared);
             batch.touch(&live, Haste::Now);
@@ -382,8 +389,8 @@ impl Query {
 
 impl Shared {
     /// Tells the members what the session is like now.
-    fn tell_changed(&mut self) -> pb::Session {
-        let session = self.describe();
+    fn tell_changed(&mut self, settings: Retention) -> pb::Session {
+        let session = self.describe(settings);
         let frame = self.control(Control::SessionChanged(pb::SessionChanged {
             session: Some(session.clone()),
         }));

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -20,7 +20,7 @@ use super::live::{Live, Shared};
 use super::{Inner, Router, memory};
 use crate::error::{Reason, Refusal};
 use crate::limits::Limits;
-use crate::session::Cause;
+use crate::session::{Cause, Now};
 
 /// Spokes of the wheel of connections.
 pub(super) const WHEEL: usize = 32;
@@ -401,20 +401,32 @@ impl Router {
         )));
     }
 
-    /// Removes sessions that nobody has used for long.
+    /// Removes what is too old, and sessions that nobody has used for long.
     fn sweep(&self) {
-        let now = self.now().mono;
+        let Now { mono: now, wall } = self.now();
         for live in self.all_sessions() {
+            self.trim(&live, wall);
             let is_idle = |shared: &Shared| {
                 shared.seats().is_empty()
                     && shared.session.open_request_count() == 0
-                    && now.saturating_duration_since(shared.last_used) > self.inner.idle
+                    && now.saturating_duration_since(shared.last_used)
+                        > shared.session.retention(self.inner.retention).idle
             };
             let refusal = Refusal::new(Reason::SessionDeleted, "the session was not used for long");
             if is_idle(&live.lock()) && self.evict(&live, &refusal, is_idle) {
                 tracing::info!(session = %live.id(), "idle session removed");
             }
         }
+    }
+
+    /// Removes what of a session is too old. Whoever still wants to read it finds the gap.
+    fn trim(&self, live: &Live, now: SystemTime) {
+        let mut shared = live.lock();
+        if shared.gone || shared.session.first() > shared.session.head() {
+            return;
+        }
+        let first = self.inner.log.trim(live.id(), now);
+        shared.trimmed(first);
     }
 
     /// Refuses new requests from now on, and tells every connection that it will be ended.

@@ -58,6 +58,62 @@ pub enum State {
     Closed,
 }
 
+/// What the application has said of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Its own words, which mean nothing to the gateway.
+    pub metadata: BTreeMap<String, String>,
+    /// Short words by which it selects sessions.
+    pub labels: BTreeMap<String, String>,
+    /// How it wants the session to be kept, if it asks for anything: most do not, and are to cost little.
+    pub retention: Option<Box<Wanted>>,
+}
+
+/// How a session is to be kept, as far as it asks for something of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// How long a frame is kept.
+    pub age: Option<Duration>,
+    /// How many frames are.
+    pub frames: Option<u64>,
+    /// How many bytes of frames are.
+    pub bytes: Option<u64>,
+    /// How long the session is, while nobody uses it.
+    pub idle: Option<Duration>,
+}
+
+/// How a session is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// How long a frame is kept.
+    pub age: Duration,
+    /// How many frames are.
+    pub frames: usize,
+    /// How many bytes of frames are.
+    pub bytes: usize,
+    /// How long the session is, while nobody uses it.
+    pub idle: Duration,
+}
+
+impl Retention {
+    /// What is left to a session that asks for something of its own: less, but never more.
+    #[must_use]
+    pub fn cut(self, wanted: &Wanted) -> Self {
+        let count = |wanted: Option<u64>, most: usize| {
+            wanted
+                .and_then(|wanted| usize::try_from(wanted).ok())
+                .map_or(most, |wanted| wanted.min(most))
+        };
+        let span = |wanted: Option<Duration>, most: Duration| wanted.map_or(most, |wanted| wanted.min(most));
+        Self {
+            age: span(wanted.age, self.age),
+            frames: count(wanted.frames, self.frames),
+            bytes: count(wanted.bytes, self.bytes),
+            idle: span(wanted.idle, self.idle),
+        }
+    }
+}
+
 /// Who sends, in one word: a name is the subject's that goes by it. No name has a line break in it.
 pub fn sender(subject: &str, name: &Str) -> Str {
     match subject.is_empty() {
@@ -322,7 +378,7 @@ pub struct Session<F> {
     state: State,
     head: u64,
     first: u64,
-    metadata: BTreeMap<String, String>,
+    said: Said,
     created_at: SystemTime,
     updated_at: SystemTime,
     revision: u64,
@@ -341,7 +397,7 @@ impl<F> Session<F> {
             state: State::Open,
             head: 0,
             first: 1,
-            metadata: BTreeMap::new(),
+            said: Said::default(),
             created_at: now,
             updated_at: now,
             revision: 1,
@@ -377,17 +433,25 @@ impl<F> Session<F> {
         self.state
     }
 
-    /// The application's own words about it.
-    pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+    /// What the application has said of it.
+    pub fn said(&self) -> &Said {
+        &self.said
     }
 
-    /// When it came into being, and when metadata or state changed last.
+    /// How it is kept, where these are the settings.
+    pub fn retention(&self, settings: Retention) -> Retention {
+        match &self.said.retention {
+            Some(wanted) => settings.cut(wanted),
+            None => settings,
+        }
+    }
+
+    /// When it came into being, and when what is said of it, or its state, changed last.
     pub fn times(&self) -> (SystemTime, SystemTime) {
         (self.created_at, self.updated_at)
     }
 
-    /// Changes with metadata and state.
+    /// Changes with what is said of it, and with its state.
     pub fn revision(&self) -> u64 {
         self.revision
     }
@@ -910,13 +974,15 @@ impl<F> Session<F> {
         Some(member)
     }
 
-    /// Change the metadata; both lists have been checked.
-    pub fn update(&mut self, set: impl IntoIterator<Item = (String, String)>, unset: &[String], now: SystemTime) {
-        self.metadata.extend(set);
-        for key in unset {
-            self.metadata.remove(key);
-        }
+    /// Something else is said of it, which has been checked.
+    pub fn update(&mut self, said: Said, now: SystemTime) {
+        self.said = said;
         self.touch(now);
+    }
+
+    /// The log has let go of what was before `first`.
+    pub fn trimmed(&mut self, first: u64) {
+        self.first = self.first.max(first);
     }
 
     /// Refuse what is sent from now on. The open requests are to be ended before.

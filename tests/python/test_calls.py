@@ -46,6 +46,35 @@ def test_the_life_of_a_session(sessions):
             call(calls.GetRequest(session_id="s") if call is sessions.Get else calls.DeleteRequest(session_id="s"))
 
 
+def test_labels_and_retention(sessions):
+    asked = {"max_frames": 7, "max_bytes": 2**63, "max_age": Duration(seconds=90)}
+    made = sessions.Create(
+        calls.CreateRequest(session_id="labelled", labels={"team": "red", "stage": ""}, retention=pb.Retention(**asked))
+    )
+    assert dict(made.labels) == {"team": "red", "stage": ""}
+    kept = made.retention
+    assert (kept.max_frames, kept.max_age.seconds) == (7, 90)
+    assert kept.max_bytes < 2**63 and kept.idle.seconds > 0, "the settings bound it, and complete it"
+    update = calls.UpdateRequest(session_id="labelled", set_labels={"team": "blue"}, unset_labels=["stage"], etag=made.etag)
+    changed = sessions.Update(update)
+    assert dict(changed.labels) == {"team": "blue"} and changed.retention == kept
+    with refused("ABORTED", "ETAG_MISMATCH"):
+        sessions.Update(update)
+    back = sessions.Update(calls.UpdateRequest(session_id="labelled", retention=pb.Retention()))
+    assert back.retention.max_frames > 7 and back.labels == changed.labels
+    found = sessions.List(calls.ListRequest(labels={"team": "blue"}))
+    assert [session.session_id for session in found.sessions] == ["labelled"]
+    assert not sessions.List(calls.ListRequest(labels={"team": "red"})).sessions
+    for field, wrong in {
+        "labels": {"labels": {"a b": "x"}},
+        "retention.max_frames": {"retention": pb.Retention(max_frames=0)},
+        "retention.max_age": {"retention": pb.Retention(max_age=Duration(seconds=-1))},
+        "retention.idle": {"retention": pb.Retention(idle=Duration())},
+    }.items():
+        with refused("INVALID_ARGUMENT", "INVALID_FIELD", field=field):
+            sessions.Create(calls.CreateRequest(**wrong))
+
+
 def test_refusals_say_what_was_wrong(sessions):
     assert sessions.Create(calls.CreateRequest()).session_id
     sessions.Create(calls.CreateRequest(session_id="s"))

@@ -22,6 +22,7 @@ async fn a_session_from_creation_to_deletion() {
     let create = pb::CreateRequest {
         session_id: "s".to_owned(),
         metadata: HashMap::from([("title".to_owned(), "one".to_owned())]),
+        ..pb::CreateRequest::default()
     };
     let made = sessions.create(create.clone()).await.unwrap().into_inner();
     assert_eq!(
@@ -40,6 +41,7 @@ async fn a_session_from_creation_to_deletion() {
         set: HashMap::from([("a".to_owned(), "1".to_owned())]),
         unset: vec!["title".to_owned(), "not there".to_owned()],
         etag: made.etag.clone(),
+        ..pb::UpdateRequest::default()
     };
     let updated = sessions.update(update.clone()).await.unwrap().into_inner();
     assert_eq!(updated.metadata, HashMap::from([("a".to_owned(), "1".to_owned())]));
@@ -135,6 +137,7 @@ async fn listing_sessions_in_pages() {
             .create(pb::CreateRequest {
                 session_id: format!("a{at:02}"),
                 metadata,
+                ..pb::CreateRequest::default()
             })
             .await
             .unwrap();
@@ -174,6 +177,81 @@ async fn listing_sessions_in_pages() {
         let refused = sessions.list(list).await.unwrap_err();
         assert_eq!(reason_of(&refused).as_deref(), Some("INVALID_PAGE_TOKEN"));
     }
+    gateway.stopped().await;
+}
+
+#[tokio::test]
+async fn listing_sessions_by_what_is_said_of_them() {
+    let gateway = Gateway::start().await;
+    let mut sessions = gateway.sessions().await;
+    let entry = |key: &str, value: &str| HashMap::from([(key.to_owned(), value.to_owned())]);
+    let mut made = Vec::new();
+    for at in 0..12 {
+        let mut labels = entry("team", if at % 3 == 0 { "red" } else { "blue" });
+        labels.insert("parity".to_owned(), (at % 2).to_string());
+        let create = pb::CreateRequest {
+            session_id: format!("{at:02}"),
+            metadata: entry("half", if at < 6 { "first" } else { "second" }),
+            labels,
+            ..pb::CreateRequest::default()
+        };
+        made.push(sessions.create(create).await.unwrap().into_inner());
+    }
+    let change = pb::UpdateRequest {
+        session_id: "03".to_owned(),
+        set_labels: entry("late", "yes"),
+        ..pb::UpdateRequest::default()
+    };
+    let changed = sessions.update(change).await.unwrap().into_inner();
+    let mut found = async |list: pb::ListRequest| {
+        let mut list = pb::ListRequest { page_size: 2, ..list };
+        let mut names = Vec::new();
+        loop {
+            let page = sessions.list(list.clone()).await.unwrap().into_inner();
+            names.extend(page.sessions.into_iter().map(|session| session.session_id));
+            if page.next_page_token.is_empty() {
+                return names;
+            }
+            list.page_token = page.next_page_token;
+        }
+    };
+    let by_labels = |labels| pb::ListRequest {
+        labels,
+        ..pb::ListRequest::default()
+    };
+    assert_eq!(found(by_labels(entry("team", "red"))).await, ["00", "03", "06", "09"]);
+    let mut red_and_odd = entry("team", "red");
+    red_and_odd.insert("parity".to_owned(), "1".to_owned());
+    assert_eq!(found(by_labels(red_and_odd.clone())).await, ["03", "09"]);
+    let both = pb::ListRequest {
+        metadata: entry("half", "second"),
+        ..by_labels(red_and_odd)
+    };
+    assert_eq!(found(both).await, ["09"]);
+    assert_eq!(
+        found(by_labels(entry("half", "first"))).await,
+        [""; 0],
+        "metadata are no labels"
+    );
+    let since = pb::ListRequest {
+        created_after: made[9].created_at,
+        ..pb::ListRequest::default()
+    };
+    assert_eq!(found(since).await, ["09", "10", "11"]);
+    let since = pb::ListRequest {
+        updated_after: changed.updated_at,
+        ..pb::ListRequest::default()
+    };
+    assert_eq!(found(since).await, ["03"]);
+
+    let mut list = pb::ListRequest {
+        page_size: 1,
+        ..by_labels(entry("team", "red"))
+    };
+    list.page_token = sessions.list(list.clone()).await.unwrap().into_inner().next_page_token;
+    list.labels = entry("team", "blue");
+    let refused = sessions.list(list).await.unwrap_err();
+    assert_eq!(reason_of(&refused).as_deref(), Some("INVALID_PAGE_TOKEN"));
     gateway.stopped().await;
 }
 

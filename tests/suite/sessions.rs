@@ -1,4 +1,7 @@
-//! Members, order, resume, dedup, visibility, presence.
+//! Members, order, resume, dedup, visibility, presence; what is said of a session, and how it is kept.
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Control, Frame, pb};
@@ -21,6 +24,10 @@ scenarios! {
     a_reader_that_stops_loses_nothing
     payloads_cross_unchanged
     origin_cannot_be_forged
+    what_is_said_of_a_session_is_told
+    a_session_is_kept_within_the_settings
+    what_grew_old_is_told
+    a_session_goes_in_its_own_time
 }
 
 async fn all_see_the_same_order(one: Face, other: Face) {
@@ -460,5 +467,230 @@ async fn origin_cannot_be_forged(one: Face, other: Face) {
     };
     ann.control("s", Control::Join(as_gateway)).await;
     assert!(is(&ann.refusal().await, Reason::InvalidField));
+    gateway.stopped().await;
+}
+
+/// A gateway whose sweep is fast.
+async fn sweeping() -> Gateway {
+    Gateway::with(|config| config.limits.heartbeat = Duration::from_millis(160)).await
+}
+
+fn labels<const N: usize>(entries: [(&str, &str); N]) -> HashMap<String, String> {
+    entries.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+/// Makes a session that is to be kept so.
+async fn create(gateway: &Gateway, session: &str, retention: pb::Retention) -> pb::Session {
+    let create = pb::CreateRequest {
+        session_id: session.to_owned(),
+        retention: Some(retention),
+        ..pb::CreateRequest::default()
+    };
+    gateway.sessions().await.create(create).await.unwrap().into_inner()
+}
+
+async fn update(gateway: &Gateway, update: pb::UpdateRequest) -> Result<pb::Session, tonic::Status> {
+    let update = pb::UpdateRequest {
+        session_id: "s".to_owned(),
+        ..update
+    };
+    let updated = gateway.sessions().await.update(update).await;
+    updated.map(tonic::Response::into_inner)
+}
+
+async fn what_is_said_of_a_session_is_told(one: Face, _: Face) {
+    let gateway = Gateway::start().await;
+    let made = pb::CreateRequest {
+        session_id: "s".to_owned(),
+        metadata: labels([("title", "A long story")]),
+        labels: labels([("team", "red"), ("stage", "")]),
+        retention: Some(pb::Retention {
+            max_frames: Some(100),
+            ..pb::Retention::default()
+        }),
+    };
+    let made = gateway.sessions().await.create(made).await.unwrap().into_inner();
+    assert_eq!(made.labels, labels([("team", "red"), ("stage", "")]));
+    let mut ann = gateway.member(one, "s", "ann").await;
+    let change = pb::UpdateRequest {
+        set: labels([("owner", "ann")]),
+        set_labels: labels([("team", "blue")]),
+        unset_labels: vec!["stage".to_owned(), "not there".to_owned()],
+        etag: made.etag.clone(),
+        ..pb::UpdateRequest::default()
+    };
+    let updated = update(&gateway, change.clone()).await.unwrap();
+    assert_eq!(updated.labels, labels([("team", "blue")]));
+    assert_eq!(updated.metadata, labels([("title", "A long story"), ("owner", "ann")]));
+    assert_eq!(updated.retention, made.retention, "what is not said stays");
+    assert_ne!(updated.etag, made.etag);
+    let told = ann
+        .until("the change", |frame| match control(frame) {
+            Some(Control::SessionChanged(changed)) => changed.session.clone(),
+            _ => None,
+        })
+        .await;
+    assert_eq!((&told.labels, &told.retention), (&updated.labels, &updated.retention));
+
+    let stale = update(&gateway, change).await.unwrap_err();
+    assert_eq!(reason_of(&stale).as_deref(), Some("ETAG_MISMATCH"));
+    let twice = pb::UpdateRequest {
+        set_labels: labels([("team", "x")]),
+        unset_labels: vec!["team".to_owned()],
+        ..pb::UpdateRequest::default()
+    };
+    let too_many = pb::UpdateRequest {
+        set: labels([("lost", "with the rest")]),
+        set_labels: (0..32).map(|at| (at.to_string(), String::new())).collect(),
+        ..pb::UpdateRequest::default()
+    };
+    let forever = pb::UpdateRequest {
+        retention: Some(pb::Retention {
+            max_age: Some(prost_types::Duration::default()),
+            ..pb::Retention::default()
+        }),
+        ..pb::UpdateRequest::default()
+    };
+    for refused in [twice, too_many, forever] {
+        let refused = update(&gateway, refused).await.unwrap_err();
+        assert_eq!(reason_of(&refused).as_deref(), Some("INVALID_FIELD"), "{refused:?}");
+    }
+    let now = gateway.router.describe("s").unwrap();
+    assert_eq!((now.etag, now.metadata), (updated.etag, updated.metadata));
+    gateway.stopped().await;
+}
+
+async fn a_session_is_kept_within_the_settings(one: Face, other: Face) {
+    let gateway = Gateway::with(|config| {
+        config.retention.frames = 10;
+        config.idle = Duration::from_secs(60);
+    })
+    .await;
+    let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let settings = pb::Retention {
+        max_age: span(30 * 24 * 60 * 60),
+        max_frames: Some(10),
+        max_bytes: Some(16 << 20),
+        idle: span(60),
+    };
+    let plain = create(&gateway, "plain", pb::Retention::default()).await;
+    assert_eq!(plain.retention, Some(settings));
+    let greedy = pb::Retention {
+        max_age: span(315_576_000_000),
+        max_frames: Some(u64::MAX),
+        max_bytes: Some(16 << 20),
+        idle: span(61),
+    };
+    assert_eq!(create(&gateway, "greedy", greedy).await.retention, Some(settings));
+    let modest = pb::Retention {
+        max_age: span(5),
+        max_frames: Some(4),
+        max_bytes: Some(1 << 16),
+        idle: span(7),
+    };
+    assert_eq!(create(&gateway, "modest", modest).await.retention, Some(modest));
+    for (session, face, first) in [("plain", one, 21), ("greedy", one, 21), ("modest", other, 27)] {
+        let mut ann = gateway.member(face, session, "ann").await;
+        for at in 1..=30 {
+            ann.send(text(session, &at.to_string(), "x")).await;
+        }
+        ann.acked("30").await;
+        let now = gateway.router.describe(session).unwrap();
+        assert_eq!((now.first_seq, now.head_seq), (first, 30), "{session}");
+    }
+    gateway.stopped().await;
+}
+
+async fn what_grew_old_is_told(one: Face, other: Face) {
+    let gateway = sweeping().await;
+    let brief = pb::Retention {
+        max_age: ms(1),
+        ..pb::Retention::default()
+    };
+    create(&gateway, "s", brief).await;
+    let mut ann = gateway.member(one, "s", "ann").await;
+    for at in 1..=3 {
+        ann.send(text("s", &at.to_string(), "x")).await;
+        ann.acked(&at.to_string()).await;
+    }
+    let old = async {
+        while gateway.router.describe("s").unwrap().first_seq < 4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("all of it to grow old", old).await;
+    // Nothing was logged since.
+    let mut bob = gateway.peer(other).await;
+    let join = pb::Join {
+        after_seq: Some(1),
+        ..pb::Join::default()
+    };
+    let joined = bob.join("s", join).await;
+    assert_eq!((joined.resumed, joined.first_seq, joined.head_seq), (false, 4, 3));
+    let next = bob.next().await;
+    let Some(Control::Gap(gap)) = control(&next) else {
+        panic!("not a gap: {next:?}")
+    };
+    assert_eq!((gap.from_seq, gap.to_seq, gap.reason()), (2, 3, pb::GapReason::Trimmed));
+    // Who has all of it misses nothing, and who begins anew neither.
+    let mut cy = gateway.peer(other).await;
+    let join = pb::Join {
+        after_seq: Some(3),
+        ..pb::Join::default()
+    };
+    assert!(cy.join("s", join).await.resumed);
+    let list = pb::ListFramesRequest {
+        session_id: "s".to_owned(),
+        ..pb::ListFramesRequest::default()
+    };
+    let listed = gateway.sessions().await.list_frames(list).await.unwrap().into_inner();
+    assert_eq!((listed.frames.len(), listed.first_seq, listed.head_seq), (0, 4, 3));
+
+    let settings = pb::UpdateRequest {
+        retention: Some(pb::Retention::default()),
+        ..pb::UpdateRequest::default()
+    };
+    update(&gateway, settings).await.unwrap();
+    ann.send(text("s", "4", "x")).await;
+    assert_eq!(ann.acked("4").await.seq, 4);
+    for peer in [&mut bob, &mut cy] {
+        assert_eq!(peer.logged().await.seq, 4);
+    }
+    gateway.stopped().await;
+}
+
+async fn a_session_goes_in_its_own_time(one: Face, other: Face) {
+    let gateway = sweeping().await;
+    let brief = pb::Retention {
+        idle: ms(1),
+        ..pb::Retention::default()
+    };
+    let mut ann = gateway.member(one, "used", "ann").await;
+    let kept_so = pb::UpdateRequest {
+        session_id: "used".to_owned(),
+        retention: Some(brief),
+        ..pb::UpdateRequest::default()
+    };
+    gateway.sessions().await.update(kept_so).await.unwrap();
+    create(&gateway, "plain", pb::Retention::default()).await;
+    create(&gateway, "brief", brief).await;
+    let gone = async |session: &'static str| {
+        while gateway.router.describe(session).is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("the end of what nobody uses", gone("brief")).await;
+    assert!(gateway.router.describe("plain").is_ok());
+    ann.send(text("used", "x", "still here")).await;
+    ann.acked("x").await;
+    ann.control("used", Control::Leave(pb::Leave {})).await;
+    patiently("the end of what is not used any more", gone("used")).await;
+    assert!(gateway.router.describe("plain").is_ok());
+    // A later one by its name has nothing of it.
+    let mut bob = gateway.member(other, "brief", "bob").await;
+    bob.send(text("brief", "x", "anew")).await;
+    assert_eq!(bob.acked("x").await.seq, 1);
+    let (anew, plain) = (gateway.router.describe("brief"), gateway.router.describe("plain"));
+    assert_eq!(anew.unwrap().retention, plain.unwrap().retention);
     gateway.stopped().await;
 }

@@ -45,6 +45,7 @@ impl Gateway {
             log: Arc::new(Memory::new(config.retention)),
             types: Arc::new(Types::default()),
             routes: std::collections::HashMap::new(),
+            keep: config.retention.keep(),
             idle: config.idle,
             fold: config.fold,
         });

@@ -1,5 +1,6 @@
 //! The `Sessions` service: calls without a connection.
 
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,9 +16,9 @@ use crate::auth::{Deed, Identity, Permission, Place};
 use crate::connection::{self, Connection, Drive, Incoming, Inlet};
 use crate::error::{Reason, Refusal};
 use crate::frame::pb::{self, sessions_server::Sessions};
-use crate::frame::{Body, Frame, Rules, Str, check_metadata, check_name};
+use crate::frame::{Body, Frame, Rules, Str, check_labels, check_metadata, check_name, check_retention};
 use crate::router::{Arrival, Asked, Batch, CLIENT_ROLE, Form, Interest, Joining, Query, Router, Sender, View};
-use crate::session;
+use crate::session::{self, Said, Wanted};
 use crate::transport::tcp;
 
 /// The most that a page holds.
@@ -67,28 +68,44 @@ impl Calls {
     fn create_session(&self, request: Request<pb::CreateRequest>) -> Result<pb::Session, Refusal> {
         let by = caller(&request)?;
         let request = request.into_inner();
-        let id = match request.session_id.is_empty() {
-            true => crate::router::random_name(),
-            false => Str::from(request.session_id),
+        let id = match request.session_id.as_str() {
+            "" => crate::router::random_name(),
+            id => Str::from(id),
         };
         check_name("session_id", &id)?;
-        check_map("metadata", &request.metadata)?;
+        let said = said(&request)?;
         let place = Place { session: &id, role: "" };
         by.grants.check(Deed::CallCreate, place)?;
-        self.router.create(&id, request.metadata.into_iter().collect(), &by)
+        self.router.create(&id, said, &by)
     }
 
     fn list_sessions(&self, request: &pb::ListRequest, by: &Identity) -> Result<pb::ListResponse, Refusal> {
-        let arguments = format!("{:?}{:?}{}", request.prefix, sorted(&request.metadata), request.state);
+        let arguments = format!(
+            "{:?}{:?}{}{:?}{:?}{:?}",
+            request.prefix,
+            sorted(&request.metadata),
+            request.state,
+            sorted(&request.labels),
+            request.created_after,
+            request.updated_after
+        );
         let after = token::open(&request.page_token, &arguments)?.unwrap_or_default();
         if !by.grants.allow_anywhere(Permission::Read) {
             return Ok(pb::ListResponse::default());
         }
         let may_see = |session: &str| by.grants.check(Deed::CallList, Place { session, role: "" }).is_ok();
+        let created = time("created_after", request.created_after)?;
+        let updated = time("updated_after", request.updated_after)?;
+        let is_since = |since: Option<SystemTime>, time: Option<prost_types::Timestamp>| {
+            let time = time.and_then(|time| SystemTime::try_from(time).ok());
+            since.is_none_or(|since| time.is_some_and(|time| time >= since))
+        };
         let is_wanted = |session: &pb::Session| {
-            let mut metadata = request.metadata.iter();
-            let state = request.state == 0 || request.state == session.state;
-            state && metadata.all(|(key, value)| session.metadata.get(key) == Some(value))
+            (request.state == 0 || request.state == session.state)
+                && has_all(&session.metadata, &request.metadata)
+                && has_all(&session.labels, &request.labels)
+                && is_since(created, session.created_at)
+                && is_since(updated, session.updated_at)
         };
         let count = page_size(request.page_size);
         let (sessions, next) = self.router.list((&request.prefix, &after), count, may_see, is_wanted);
@@ -99,14 +116,16 @@ impl Calls {
     }
 
     fn update_session(&self, request: pb::UpdateRequest) -> Result<pb::Session, Refusal> {
-        if let Some(key) = request.unset.iter().find(|key| request.set.contains_key(*key)) {
-            return Err(Refusal::field("unset", format!("{key:?} is to be both set and unset")));
-        }
-        let set = request.set.into_iter().collect();
-        self.router
-            .update(&request.session_id, set, &request.unset, &request.etag, |session| {
-                check_map("set", &session.metadata)
-            })
+        let metadata = Entries::new(request.set, ("unset", request.unset))?;
+        let labels = Entries::new(request.set_labels, ("unset_labels", request.unset_labels))?;
+        let retention = request.retention.as_ref().map(wanted).transpose()?;
+        self.router.update(&request.session_id, &request.etag, |said| {
+            metadata.change(&mut said.metadata);
+            labels.change(&mut said.labels);
+            said.retention = retention.unwrap_or(said.retention.take());
+            check_metadata("set", entries(&said.metadata))?;
+            check_labels("set_labels", entries(&said.labels))
+        })
     }
 
     async fn publish_frame(
@@ -432,12 +451,62 @@ fn page_size(asked: u32) -> usize {
     }
 }
 
-fn sorted(map: &std::collections::HashMap<String, String>) -> std::collections::BTreeMap<&String, &String> {
+fn sorted(map: &HashMap<String, String>) -> BTreeMap<&String, &String> {
     map.iter().collect()
 }
 
-fn check_map(field: &'static str, map: &std::collections::HashMap<String, String>) -> Result<(), Refusal> {
-    check_metadata(field, map.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+/// Entries to add and to remove.
+struct Entries {
+    set: HashMap<String, String>,
+    unset: Vec<String>,
+}
+
+impl Entries {
+    fn new(set: HashMap<String, String>, (field, unset): (&'static str, Vec<String>)) -> Result<Self, Refusal> {
+        match unset.iter().find(|key| set.contains_key(*key)) {
+            Some(key) => Err(Refusal::field(field, format!("{key:?} is to be both set and unset"))),
+            None => Ok(Self { set, unset }),
+        }
+    }
+
+    fn change(self, map: &mut BTreeMap<String, String>) {
+        map.extend(self.set);
+        for key in &self.unset {
+            map.remove(key);
+        }
+    }
+}
+
+fn entries<'a>(map: impl IntoIterator<Item = (&'a String, &'a String)>) -> impl Iterator<Item = (&'a str, &'a str)> {
+    map.into_iter().map(|(key, value)| (key.as_str(), value.as_str()))
+}
+
+fn has_all(map: &HashMap<String, String>, wanted: &HashMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| map.get(key) == Some(value))
+}
+
+/// What is said of a session from the start.
+fn said(request: &pb::CreateRequest) -> Result<Said, Refusal> {
+    check_metadata("metadata", entries(&request.metadata))?;
+    check_labels("labels", entries(&request.labels))?;
+    Ok(Said {
+        metadata: request.metadata.clone().into_iter().collect(),
+        labels: request.labels.clone().into_iter().collect(),
+        retention: request.retention.as_ref().map(wanted).transpose()?.flatten(),
+    })
+}
+
+/// How a session is to be kept; nothing if it is to be kept as the settings say.
+fn wanted(retention: &pb::Retention) -> Result<Option<Box<Wanted>>, Refusal> {
+    check_retention(retention)?;
+    let span = |span: Option<prost_types::Duration>| span.and_then(|span| Duration::try_from(span).ok());
+    let wanted = Wanted {
+        age: span(retention.max_age),
+        frames: retention.max_frames,
+        bytes: retention.max_bytes,
+        idle: span(retention.idle),
+    };
+    Ok((wanted != Wanted::default()).then(|| Box::new(wanted)))
 }
 
 fn time(field: &'static str, time: Option<prost_types::Timestamp>) -> Result<Option<SystemTime>, Refusal> {

@@ -105,8 +105,10 @@ fn generous() -> Limits {
 }
 
 fn router(limits: Limits) -> Router {
+    let retention = crate::config::Config::default().retention;
     Router::start(Parts {
-        log: Arc::new(crate::log::Memory::new(crate::config::Config::default().retention)),
+        log: Arc::new(crate::log::Memory::new(retention)),
+        keep: retention.keep(),
         types: Arc::default(),
         routes: Default::default(),
         idle: limits.idle,
