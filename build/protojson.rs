@@ -11,7 +11,8 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
 /// Messages of other files that the commands show.
-const SHOWN: [&str; 7] = [
+const SHOWN: [&str; 8] = [
+    "ExportedSession",
     "WhyResponse",
     "WorkerCounts",
     "ListWorkersResponse",

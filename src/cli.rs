@@ -3,8 +3,10 @@
 //!
 //! Commands that talk to a gateway do so through `client`, as anybody would.
 
+mod backup;
 mod body;
 mod call;
+mod check;
 mod demo;
 mod dev;
 mod output;
@@ -69,8 +71,18 @@ enum Command {
     Revoke(revoke::Revoke),
     /// Print what was counted since the gateway started
     Stats(stats::Stats),
+    /// Copy everything that a running gateway keeps on disk into one file, while it goes on
+    Backup(backup::Backup),
+    /// Put a backup into a data directory, for a gateway to start with
+    Restore(backup::Restore),
+    /// Print sessions with all their frames, a JSON object a line
+    Export(backup::Export),
+    /// Bring sessions that were exported into a running gateway
+    Import(backup::Import),
     /// Make tokens, API keys and secrets, and look into tokens
     Token(token::Token),
+    /// Say whether a data directory that no gateway uses is as it was written, and mend it
+    Check(check::Check),
     /// Print the settings in force, and where each came from
     Config(settings::Show),
 }
@@ -213,7 +225,12 @@ pub fn main() -> ExitCode {
         Command::Drain(drain) => on_one_core(drain.run()),
         Command::Revoke(revoke) => on_one_core(revoke.run()),
         Command::Stats(stats) => on_one_core(stats.run()),
+        Command::Backup(backup) => on_one_core(backup.run()),
+        Command::Restore(restore) => restore.run(),
+        Command::Export(export) => on_one_core(export.run()),
+        Command::Import(import) => on_one_core(import.run()),
         Command::Token(token) => on_one_core(token.run()),
+        Command::Check(check) => check.run(),
         Command::Config(show) => on_one_core(show.run()),
     };
     done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)

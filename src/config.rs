@@ -17,11 +17,11 @@ use std::time::Duration;
 use crate::auth;
 use crate::edge::{Forwarding, Pattern, Proxies};
 use crate::limits::Limits;
-use crate::log::Retention;
+use crate::log::{Durability, Retention};
 
 use kind::{
-    Address, Asked, Bytes, Certificates, Count, Described, File, Files, Filter, Format, Header, Issuers, Kind,
-    Networks, OtherAddress, Pages, Raw, Roles, Routes, Span, Switch, Version,
+    Address, Asked, Bytes, Certificates, Count, Described, File, Files, Filter, Folder, Format, Header, Issuers, Kind,
+    Networks, OtherAddress, Pages, Promise, Raw, Roles, Routes, Span, Switch, Version,
 };
 pub use kind::{ClientCertificates, LogFormat, TlsVersion, parse_duration};
 pub use load::{Errors, Flag, Inputs, Loaded, Problem, Source};
@@ -58,6 +58,14 @@ pub struct Config {
     pub descriptors: Vec<PathBuf>,
     /// Which frame type goes to which role.
     pub routes: BTreeMap<String, String>,
+    /// Where sessions are kept.
+    pub data_dir: PathBuf,
+    /// What is durable when it is acked.
+    pub durability: Durability,
+    /// How the disk is used.
+    pub disk: DiskUse,
+    /// Backups on a schedule.
+    pub backup: Backups,
     /// How much of the sessions is kept.
     pub retention: Retention,
     /// How long a session that nobody uses is kept.
@@ -66,6 +74,30 @@ pub struct Config {
     pub fold: bool,
     /// What peers are held to.
     pub limits: Limits,
+}
+
+/// How the disk is used, where sessions are kept there.
+#[derive(Clone, Debug)]
+pub struct DiskUse {
+    /// How many bytes are to be left on it.
+    pub min_free: usize,
+    /// How many bytes may wait to be written.
+    pub queue: usize,
+    /// How many bytes of what was read are kept in memory.
+    pub cache: usize,
+    /// How long a session that nobody is in stays in memory.
+    pub unload: Duration,
+}
+
+/// Backups on a schedule.
+#[derive(Clone, Debug)]
+pub struct Backups {
+    /// Where they go; without it there are none.
+    pub dir: Option<PathBuf>,
+    /// How often.
+    pub interval: Duration,
+    /// How many are kept.
+    pub keep: usize,
 }
 
 /// What concerns TLS. Without a certificate, `listen` speaks plaintext.
@@ -99,13 +131,26 @@ impl Default for Config {
             drain_grace: Duration::from_secs(10),
             descriptors: Vec::new(),
             routes: BTreeMap::new(),
+            data_dir: PathBuf::from("twinspan-data"),
+            durability: Durability::Durable,
+            disk: DiskUse {
+                min_free: 256 << 20,
+                queue: 64 << 20,
+                cache: 64 << 20,
+                unload: Duration::from_secs(60),
+            },
+            backup: Backups {
+                dir: None,
+                interval: Duration::from_secs(24 * 60 * 60),
+                keep: 7,
+            },
             retention: Retention {
                 age: Duration::from_secs(30 * 24 * 60 * 60),
-                frames: 10_000,
+                frames: 100_000,
                 bytes: 16 << 20,
                 total_bytes: 1 << 30,
             },
-            idle: Duration::from_secs(24 * 60 * 60),
+            idle: Duration::from_secs(30 * 24 * 60 * 60),
             fold: false,
             limits: Limits::default(),
         }
@@ -227,14 +272,32 @@ settings! {
         "The header in which `proxy.trusted` names its client: `off`, `x-forwarded-for` or `forwarded` (RFC 7239). It is read from the right, past trusted proxies; from anybody else it says nothing.";
     "drain.grace" Span drain_grace,
         "How long open requests may go on once the gateway is asked to stop. What is still open then ends with SHUTDOWN.";
+    "data_dir" ["data-dir"] Folder data_dir,
+        "The directory in which sessions are kept; it comes into being, for this user alone, if need be. One process uses it at a time.";
+    "durability" ["durability"] Promise durability,
+        "What can be lost. `durable`: nothing that was acked; an ack comes after the frame was synced to the disk, together with what others sent meanwhile. `relaxed`: if the machine loses power or its system crashes, what was acked in the last second or so; a crash of the gateway loses nothing. `memory`: everything, when the gateway ends; nothing is written to the disk, and `data_dir` is not used.";
+    "disk.min_free" Bytes disk.min_free,
+        "How many bytes are to be left on the disk of `data_dir`. With fewer, what would write is refused with LOG_FULL, reading goes on, and the gateway is not ready, until there is room again.";
+    "disk.queue" Bytes disk.queue,
+        "How many bytes may wait to be written. Beyond it, the disk is too slow for what comes: more is refused with LOG_UNAVAILABLE until it has caught up.";
+    "disk.cache" Bytes disk.cache,
+        "How many bytes of what was read from the disk are kept in memory.";
+    "disk.unload" Span disk.unload,
+        "How long a session that nobody is in, and that has no open request, stays in memory. After that it is on the disk only, and comes back when it is wanted.";
+    "backup.dir" File backup.dir,
+        "The directory into which the gateway backs itself up, better on another disk than `data_dir`. Without it, it does not.";
+    "backup.interval" Span backup.interval,
+        "How long after a backup the next one is made. The first one is made at the start, if the newest in `backup.dir` is older than that.";
+    "backup.keep" Count backup.keep,
+        "How many backups are kept in `backup.dir`. The oldest go first.";
     "retention.age" Span retention.age,
         "How long a frame is kept. Beyond it a frame goes with the next one of its session, at the latest within about `limits.heartbeat`.";
     "retention.frames" Count retention.frames,
         "How many frames are kept of each session. The oldest go first.";
     "retention.bytes" Bytes retention.bytes,
-        "How many bytes of frames are kept of each session.";
+        "How many bytes of frames are kept of each session: on disk as they are written, in memory as they are held there.";
     "retention.total_bytes" Bytes retention.total_bytes,
-        "How many bytes of frames are kept of all sessions together. A session that grows past it gives up its own oldest frames.";
+        "Where `durability` is `memory`: how many bytes of frames are kept of all sessions together. A session that grows past it gives up its own oldest frames. On disk, `disk.min_free` is the bound.";
     "retention.idle" Span idle,
         "How long a session without members and open requests is kept after it was last used.";
     "retention.fold" Switch fold,
@@ -244,7 +307,7 @@ settings! {
     "limits.connections_per_subject" Count limits.connections_per_subject,
         "Connections of one subject, where peers are authenticated.";
     "limits.sessions" Count limits.sessions,
-        "Sessions of the whole gateway.";
+        "Sessions of the whole gateway, those included that are on disk only.";
     "limits.sessions_per_subject" Count limits.sessions_per_subject,
         "Sessions that one subject has brought into being and that are still there, where peers are authenticated.";
     "limits.frame_bytes" Bytes limits.frame_bytes,
@@ -451,6 +514,21 @@ const RELATIONS: &[Relation] = &[
         keys: &["retention.total_bytes", "retention.bytes"],
         expected: "at least retention.bytes, so that one session can have its share",
         holds: |config| config.retention.total_bytes >= config.retention.bytes,
+    },
+    Relation {
+        keys: &["backup.dir", "durability"],
+        expected: "nothing where durability is memory: there is nothing on disk to back up",
+        holds: |config| config.backup.dir.is_none() || config.durability != Durability::Memory,
+    },
+    Relation {
+        keys: &["backup.interval"],
+        expected: "at least 1s",
+        holds: |config| config.backup.interval >= Duration::from_secs(1),
+    },
+    Relation {
+        keys: &["disk.queue", "limits.frame_bytes"],
+        expected: "at least eight times limits.frame_bytes, so that a few large frames can wait",
+        holds: |config| config.disk.queue / 8 >= config.limits.frame_bytes,
     },
     Relation {
         keys: &["limits.accept_timeout", "limits.total_timeout"],

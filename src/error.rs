@@ -209,9 +209,11 @@ reasons! {
     Shutdown "SHUTDOWN" Unavailable Some(1012), retry,
         "The gateway stopped. Connect again.";
     LogUnavailable "LOG_UNAVAILABLE" Unavailable None, retry,
-        "The session's log cannot be read or written now. Nothing was changed; try again.";
+        "The session's log cannot be read or written now. What was refused can be sent again, with the same id: if it was written after all, it is not written twice.";
     LogFull "LOG_FULL" ResourceExhausted None, retry,
         "The log has no room for the frame. Nothing was changed; reading goes on. Delete sessions, or give it more room.";
+    LogCorrupt "LOG_CORRUPT" DataLoss None, final,
+        "What the log holds of the session cannot be read any more. An operator finds out by `twinspan check`, and mends it by `twinspan check --repair` or from a backup.";
     Internal "INTERNAL" Internal Some(1011), final,
         "A fault of the gateway, which its log tells more about.";
 }

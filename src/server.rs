@@ -3,6 +3,7 @@
 //! `bind` checks what can be checked and knows the addresses; `run` serves until its future ends, and returns after the drain.
 
 mod accept;
+mod backups;
 mod door;
 mod tls;
 mod usage;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
 
 use accept::{Listener, Serving};
+use backups::Schedule;
 use tls::Identity;
 
 use crate::auth::Authenticator;
@@ -26,8 +28,9 @@ use crate::edge::{Origins, Proxies};
 use crate::frame::pb::admin_server::AdminServer;
 use crate::frame::pb::sessions_server::SessionsServer;
 use crate::frame::{DESCRIPTORS, Types};
-use crate::log::{Log, Memory};
-use crate::router::{Parts, Router};
+use crate::log::backup::Shelf;
+use crate::log::{self, Disk, Durability, Log, Memory};
+use crate::router::{Parts, Router, random_name};
 use crate::transport::grpc::stub::gateway_server::GatewayServer;
 use crate::transport::{credentials, grpc, http as plain, origins};
 
@@ -51,13 +54,14 @@ pub struct Server {
     router: Router,
     proxies: Arc<Proxies>,
     origins: Origins,
+    backups: Option<Schedule>,
     grace: Duration,
 }
 
 impl Server {
     /// Takes the port, and makes all that is needed to serve.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let log = Arc::new(Memory::new(config.retention));
+        let log = open_log(&config)?;
         Self::bind_with(config, log).await
     }
 
@@ -76,8 +80,10 @@ impl Server {
             routes: config.routes.into_iter().collect(),
             keep: config.retention.keep(),
             idle: config.idle,
+            unload: config.disk.unload,
             fold: config.fold,
         });
+        recover(&router).await?;
         Ok(Self {
             listeners,
             identity,
@@ -88,6 +94,13 @@ impl Server {
                 // Where nobody is authenticated, a page needs no more than to reach the gateway.
                 trusts_host: config.auth.is_required() && config.auth.certificates.is_empty(),
             },
+            backups: config.backup.dir.map(|dir| Schedule {
+                shelf: Shelf {
+                    dir,
+                    keep: config.backup.keep,
+                },
+                interval: config.backup.interval,
+            }),
             grace: config.drain_grace,
         })
     }
@@ -131,8 +144,15 @@ impl Server {
                 None => std::future::pending().await,
             }
         };
+        let back_up = async {
+            match &self.backups {
+                Some(schedule) => schedule.follow(&self.router).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = accept => {}
+            () = back_up => {}
             () = watch => {}
             () = self.router.auth().clone().watch() => {}
             () = send_away(&self.router) => {}
@@ -141,6 +161,9 @@ impl Server {
         drop(serving);
         drop(self.listeners);
         drain(&self.router, &health, self.grace).await;
+        if let Err(refusal) = self.router.close_log().await {
+            tracing::error!(%refusal, "what was accepted last could not be written");
+        }
         // The last words may still be on their way: each connection ends when it has been told, and lets go of its receiver.
         closing.send_replace(true);
         if tokio::time::timeout(FAREWELL, closing.closed()).await.is_err() {
@@ -149,6 +172,52 @@ impl Server {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Where sessions are kept, as the settings say.
+fn open_log(config: &Config) -> Result<Arc<dyn Log>, Error> {
+    if config.durability == Durability::Memory {
+        return Ok(Arc::new(Memory::new(config.retention)));
+    }
+    let settings = log::Settings {
+        dir: config.data_dir.clone(),
+        durability: config.durability,
+        keep: config.retention.keep(),
+        min_free_bytes: config.disk.min_free as u64,
+        queue_bytes: config.disk.queue,
+        cache_bytes: config.disk.cache as u64,
+        epoch: random_name().to_string(),
+    };
+    let (disk, found) = Disk::open(settings).map_err(|error| Error(error.to_string()))?;
+    if let Some(torn) = &found.torn {
+        tracing::warn!(file = %torn.file.display(), offset = torn.offset, bytes = torn.bytes, whole = torn.is_whole,
+            "the last write was not finished, and was cut off: it had not been acked, if the disk keeps its word");
+    }
+    tracing::info!(
+        dir = %config.data_dir.display(),
+        sessions = found.sessions,
+        journal_bytes = found.journal_bytes,
+        took_ms = found.took.as_millis() as u64,
+        "data directory opened"
+    );
+    Ok(Arc::new(disk))
+}
+
+/// Brings back what was going on when the last process ended.
+async fn recover(router: &Router) -> Result<(), Error> {
+    let started = router.now();
+    let recovered = router.recover().await.map_err(|refusal| Error(refusal.to_string()))?;
+    if recovered.sessions > 0 {
+        let took = router.now().mono.saturating_duration_since(started.mono);
+        tracing::info!(
+            sessions = recovered.sessions,
+            open_requests = recovered.requests,
+            unreadable = recovered.unreadable,
+            took_ms = took.as_millis() as u64,
+            "sessions recovered"
+        );
+    }
+    Ok(())
 }
 
 /// What the files hold that the settings name.
@@ -249,10 +318,16 @@ async fn drain(router: &Router, health: &HealthReporter, grace: Duration) {
         }
     };
     if tokio::time::timeout(grace, finished).await.is_err() {
-        tracing::warn!(
-            requests = router.open_requests(),
-            "the grace is over; what is open is ended"
-        );
+        tracing::warn!(requests = router.open_requests(), "the grace is over");
+    }
+    // What was said last is told to everybody before they are told to go.
+    let settled = async {
+        while router.unsettled() > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    if tokio::time::timeout(FAREWELL, settled).await.is_err() {
+        tracing::warn!(frames = router.unsettled(), "the log does not commit what it has taken");
     }
     router.shut_down();
     let mut count = router.link_count();

@@ -29,7 +29,7 @@ impl std::error::Error for Error {}
 
 /// Has the process's log written to stderr from now on. Once per process.
 pub fn init(config: &Config) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| Error(error.to_string()))?;
+    let filter = EnvFilter::try_new(filter(&config.log_filter)).map_err(|error| Error(error.to_string()))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines: Box<dyn Layer<_> + Send + Sync> = match config.log_format {
         LogFormat::Text => lines
@@ -42,6 +42,15 @@ pub fn init(config: &Config) -> Result<(), Error> {
         .with(lines.with_filter(FilterFn::new(is_discreet)))
         .with(filter);
     log.try_init().map_err(|error| Error(error.to_string()))
+}
+
+/// What the database has to say of its files is of interest to those only who ask for it.
+fn filter(wanted: &str) -> String {
+    let quiet = ["fjall", "lsm_tree"]
+        .into_iter()
+        .filter(|library| !wanted.contains(library));
+    let quiet = quiet.map(|library| format!("{library}=warn,"));
+    quiet.chain(std::iter::once(wanted.to_owned())).collect()
 }
 
 /// What libraries say in detail has the headers of requests in it, hence credentials.

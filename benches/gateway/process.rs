@@ -162,13 +162,13 @@ fn command(server: &Server, address: SocketAddr) -> Result<Command> {
     let command = match server {
         Server::Gateway(path) => {
             let mut command = Command::new(path);
-            command.args(["serve", "--listen", &listen]);
+            command.args(["serve", "--listen", &listen, "--durability", "memory"]);
             command.envs(ONE_ADDRESS.iter().chain(UNHURRIED).copied());
             command
         }
         Server::Guarded(path) => {
             let mut command = Command::new(path);
-            command.args(["serve", "--listen", &listen]);
+            command.args(["serve", "--listen", &listen, "--durability", "memory"]);
             command
         }
         Server::Raw { sockets } => {

@@ -85,6 +85,9 @@ deeds! {
     Stats "Admin.Stats" Need::Admin, "See what was counted.";
     Revoke "Admin.Revoke" Need::Admin, "Take a subject's or a token's access back.";
     ListRevocations "Admin.ListRevocations" Need::Admin, "See what was taken back.";
+    Backup "Admin.Backup" Need::Admin, "Have a copy of everything.";
+    Export "Admin.Export" Need::Admin, "Read all sessions, whoever they are for.";
+    Import "Admin.Import" Need::Admin, "Bring sessions from elsewhere.";
 }
 
 /// Where a deed is to be done.

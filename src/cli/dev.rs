@@ -8,6 +8,7 @@ use crate::auth::{Grant, Grants};
 use crate::client::Credential;
 use crate::config::Config;
 use crate::edge::Pattern;
+use crate::log::Durability;
 use crate::router::Router;
 use crate::server::Server;
 use crate::telemetry;
@@ -22,7 +23,11 @@ const PAGES: [&str; 3] = ["http://localhost:*", "http://127.0.0.1:*", "http://[:
 
 /// As `serve`, but that frames of the example's type have somebody to go to, and pages of this machine may ask.
 pub fn defaults() -> Config {
-    let mut config = Config::default();
+    let mut config = Config {
+        // It is for trying things out, and leaves nothing behind, unless it is asked to.
+        durability: Durability::Memory,
+        ..Config::default()
+    };
     config.routes.insert(TYPE.to_owned(), ROLE.to_owned());
     config.origins = PAGES.into_iter().filter_map(Pattern::parse).collect();
     config

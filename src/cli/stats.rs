@@ -53,9 +53,18 @@ fn rows(stats: &pb::StatsResponse) -> Vec<[String; 2]> {
         ("memory bytes", stats.memory_bytes),
         ("  at most", stats.memory_limit_bytes),
         ("  open requests", stats.request_bytes),
+        ("disk bytes", stats.disk_bytes),
+        ("  to be written", stats.disk_queue_bytes),
+        ("sessions in memory", stats.sessions_in_memory),
+        ("backups failed", stats.backups_failed),
     ] {
         rows.push([what.to_owned(), count.to_string()]);
     }
+    let last = stats
+        .last_backup_at
+        .as_ref()
+        .map_or("-".to_owned(), ToString::to_string);
+    rows.push(["last backup".to_owned(), last]);
     rows
 }
 
@@ -75,6 +84,6 @@ mod tests {
             text.contains("requests             7\n") && text.contains("  expired            2\n"),
             "{text}"
         );
-        assert_eq!(text.lines().count(), 22);
+        assert_eq!(text.lines().count(), 27);
     }
 }

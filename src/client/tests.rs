@@ -9,6 +9,7 @@ use super::*;
 use crate::config::Config;
 use crate::error::Reason;
 use crate::frame::{Body, Control, Frame, pb};
+use crate::log::Durability;
 use crate::server::Server;
 
 struct Gateway {
@@ -27,6 +28,7 @@ impl Gateway {
             listen,
             ..Config::default()
         };
+        config.durability = Durability::Memory;
         config.drain_grace = Duration::from_millis(1);
         let server = Server::bind(config).await.unwrap();
         let (address, (stop, stopped)) = (server.local_addr(), oneshot::channel());

@@ -13,6 +13,7 @@ use toml::Value;
 use crate::auth::{CertificateRule, IssuerSettings};
 use crate::edge::{Forwarding, Pattern};
 use crate::limits::{Concurrency, Role};
+use crate::log::Durability;
 
 /// A value as it was found.
 #[derive(Clone, Debug)]
@@ -280,6 +281,29 @@ impl Kind<TlsVersion> for Version {
     }
 }
 
+/// What is durable when it is acked.
+pub struct Promise;
+
+const PROMISES: [(&str, Durability); 3] = [
+    ("durable", Durability::Durable),
+    ("relaxed", Durability::Relaxed),
+    ("memory", Durability::Memory),
+];
+
+impl Described for Promise {
+    const EXPECTED: &'static str = "durable, relaxed or memory";
+}
+
+impl Kind<Durability> for Promise {
+    fn read(raw: &Raw) -> Option<Durability> {
+        read_word(&PROMISES, raw)
+    }
+
+    fn show(value: &Durability) -> Value {
+        show_word(&PROMISES, value)
+    }
+}
+
 /// Whether clients are asked for certificates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientCertificates {
@@ -381,6 +405,23 @@ impl Kind<Option<PathBuf>> for File {
                 .as_ref()
                 .map_or_else(String::new, |path| path.display().to_string()),
         )
+    }
+}
+
+/// A directory.
+pub struct Folder;
+
+impl Described for Folder {
+    const EXPECTED: &'static str = "a path";
+}
+
+impl Kind<PathBuf> for Folder {
+    fn read(raw: &Raw) -> Option<PathBuf> {
+        File::read(raw).flatten()
+    }
+
+    fn show(value: &PathBuf) -> Value {
+        Value::String(value.display().to_string())
     }
 }
 

@@ -36,7 +36,7 @@ frame_bytes = \"256KiB\"
 ```
 ";
 
-const SECTIONS: [(&str, &str); 8] = [
+const SECTIONS: [(&str, &str); 10] = [
     ("", "The gateway as a whole."),
     (
         "auth",
@@ -49,6 +49,14 @@ const SECTIONS: [(&str, &str); 8] = [
     ),
     ("log", "The gateway's own log, not that of sessions."),
     ("drain", "What happens on SIGTERM and Ctrl-C."),
+    (
+        "disk",
+        "How the disk is used, where `durability` is not `memory`. docs/STORAGE.md tells more.",
+    ),
+    (
+        "backup",
+        "Backups on a schedule: files that `twinspan restore` takes. `twinspan backup` makes one at any time.",
+    ),
     (
         "retention",
         "How much of each session is kept, for those who come back. What is no longer there is told by a `Gap`. Of `age`, `frames`, `bytes` and `idle` a session may ask for less by itself (`Session.retention`), not for more.",

@@ -55,6 +55,8 @@ pub trait Inlet: Send + Unpin + 'static {
 enum State {
     Reading,
     HalfClosed,
+    /// The peer takes its leave, and is told first what became of what it sent.
+    Leaving,
     Ending,
     Lingering,
     Done,
@@ -66,6 +68,8 @@ pub struct Drive<I> {
     connection: Connection,
     inlet: I,
     state: State,
+    /// What the peer is to be sent last, once it is known.
+    farewell: Option<Box<Bytes>>,
     catching_up: Option<(Arc<Seat>, Wait<Page>)>,
 }
 
@@ -80,6 +84,7 @@ impl<I: Inlet> Drive<I> {
             connection,
             inlet,
             state: State::Reading,
+            farewell: None,
             catching_up: None,
         }
     }
@@ -90,7 +95,9 @@ impl<I: Inlet> Drive<I> {
         let mut count = 0;
         while self.state == State::Reading {
             // What it brings about may be the end.
-            if self.connection.poll_greeting(cx).is_pending() || !self.connection.link().may_read(frames, bytes) {
+            let link = self.connection.link();
+            let has_room = link.may_read(frames, bytes) && link.is_settled(frames);
+            if self.connection.poll_ready(cx).is_pending() || !has_room {
                 break;
             }
             if self.connection.is_known() {
@@ -121,8 +128,8 @@ impl<I: Inlet> Drive<I> {
                         Parting::Goodbye
                     };
                     self.connection.half_close(parting);
-                    self.connection.link().end_with(farewell);
-                    self.state = State::Ending;
+                    self.farewell = (!farewell.is_empty()).then(|| Box::new(farewell));
+                    self.state = State::Leaving;
                 }
                 Incoming::Broken(refusal) => {
                     tracing::debug!(connection = %self.connection.link().name(), %refusal, "connection broken");
@@ -156,9 +163,16 @@ impl<I: Inlet> Drive<I> {
 
     fn settle(&mut self) {
         let link = self.connection.link();
-        if self.state == State::HalfClosed && link.awaits() == 0 {
-            link.end(None);
-            self.state = State::Ending;
+        match self.state {
+            State::HalfClosed if link.awaits() == 0 && link.is_settled(0) => {
+                link.end(None);
+                self.state = State::Ending;
+            }
+            State::Leaving if self.farewell.is_none() || link.is_settled(0) => {
+                link.end_with(self.farewell.take().map_or_else(Bytes::new, |farewell| *farewell));
+                self.state = State::Ending;
+            }
+            _ => {}
         }
         if self.state != State::Done && link.has_ended() {
             self.connection.close();

@@ -80,8 +80,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether nothing has to be waited for before the next frame is handled.
-    pub fn poll_greeting(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Whether it is known whether what was said of who is there is true.
+    pub(super) fn poll_greeting(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(greeting) = &mut self.greeting else {
             return Poll::Ready(());
         };

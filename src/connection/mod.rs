@@ -5,6 +5,7 @@
 
 mod drive;
 mod greeting;
+mod loading;
 mod outgoing;
 mod pace;
 
@@ -28,6 +29,7 @@ use crate::router::{
 use crate::session::dispatch::Offer;
 use crate::session::{Start, WorkerKey, sender};
 use greeting::Greeting;
+use loading::Loading;
 
 /// The longest that a worker may be away.
 const LONGEST_GRACE: Duration = Duration::from_secs(300);
@@ -77,6 +79,8 @@ pub struct Connection {
     /// What it sent before that was known, in bytes, and what is to be done then.
     heard: usize,
     deferred: Option<Box<Frame>>,
+    /// What waits for its session to be loaded.
+    loading: Option<Box<Loading>>,
     /// The session of frames that name none.
     session: Str,
     ignore_unknown: bool,
@@ -99,6 +103,7 @@ impl Connection {
             greeting: None,
             heard: 0,
             deferred: None,
+            loading: None,
             session: Str::EMPTY,
             ignore_unknown: false,
             identity,
@@ -188,6 +193,13 @@ impl Connection {
         if let Err(refusal) = self.admit(&frame) {
             return self.turn_away(&id, refusal);
         }
+        if let Some(frame) = self.load_for(frame) {
+            self.handle_frame(frame);
+        }
+    }
+
+    fn handle_frame(&mut self, frame: Frame) {
+        let (id, session) = (frame.id.clone(), frame.session_id.clone());
         self.handle(&id, &session, |this| {
             frame.check()?;
             match frame.body {
@@ -248,7 +260,13 @@ impl Connection {
             Control::Cancel(cancel) => {
                 let session = self.session_of(session)?;
                 let answer = self.cancel(&session, cancel)?;
-                return self.answer(id, &session, answer);
+                return match answer.outcome() == pb::CancelOutcome::Accepted && self.router.is_lasting() {
+                    true => {
+                        self.router.answer_when_durable(&self.link, (id, &session), answer);
+                        Ok(())
+                    }
+                    false => self.answer(id, &session, Control::CancelAck(answer)),
+                };
             }
             other => return Err(only_the_gateway(&other)),
         };
@@ -344,13 +362,13 @@ impl Connection {
         Ok(())
     }
 
-    fn cancel(&mut self, session: &str, cancel: pb::Cancel) -> Result<Control, Refusal> {
+    fn cancel(&mut self, session: &str, cancel: pb::Cancel) -> Result<pb::CancelAck, Refusal> {
         let identity = self.identity()?;
         let outcome = outgoing::cancel(&self.router, session, &cancel, &identity, &mut self.batch)?;
-        Ok(Control::CancelAck(pb::CancelAck {
+        Ok(pb::CancelAck {
             request_id: cancel.request_id,
             outcome: outcome as i32,
-        }))
+        })
     }
 
     /// A frame for a session.

@@ -22,7 +22,7 @@ impl Run {
     /// Whether the frame, the next that is seen, can be folded with those that are there.
     pub fn takes(&self, frame: &Frame) -> bool {
         self.frames.first().is_none_or(|first| {
-            joins(first, frame) && self.bytes + frame.chunk_text().map_or(0, |text| text.len()) <= FOLDED_BYTES
+            first.joins(frame) && self.bytes + frame.chunk_text().map_or(0, |text| text.len()) <= FOLDED_BYTES
         })
     }
 
@@ -90,16 +90,16 @@ impl Frame {
             _ => None,
         }
     }
-}
 
-/// Whether both are chunks of one reply. The ids of chunks concern nobody but their sender.
-fn joins(one: &Frame, other: &Frame) -> bool {
-    one.reply_to == other.reply_to
-        && one.attempt == other.attempt
-        && one.r#type == other.r#type
-        && one.from == other.from
-        && one.chunk_text().is_some()
-        && other.chunk_text().is_some()
+    /// Whether both are chunks of one reply. The ids of chunks concern nobody but their sender.
+    pub fn joins(&self, other: &Self) -> bool {
+        self.reply_to == other.reply_to
+            && self.attempt == other.attempt
+            && self.r#type == other.r#type
+            && self.from == other.from
+            && self.chunk_text().is_some()
+            && other.chunk_text().is_some()
+    }
 }
 
 #[cfg(test)]

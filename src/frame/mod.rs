@@ -33,12 +33,15 @@ pub use calls::CallCodec;
 pub use check::{
     CANCEL_SECONDS, check_id, check_labels, check_metadata, check_name, check_retention, check_span, matches,
 };
-pub use fold::Run;
+pub use fold::{FOLDED_BYTES, Run};
 pub use payload::Payload;
 pub use protojson::ProtoJson;
+pub(crate) use protojson::check_timestamp;
 pub use scan::MAX_DEPTH;
 pub use sealed::{Form, Sealed};
+pub use substance::SUBSTANCE_VERSION;
 pub use text::Str;
+pub(crate) use wire::{put_varint, take_varint};
 
 use crate::error::Refusal;
 

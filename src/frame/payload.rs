@@ -107,6 +107,11 @@ impl Payload {
         }
     }
 
+    /// The text that was given, if it was text; if not, what was given is `as_wire`.
+    pub(crate) fn given_json(&self) -> Option<&str> {
+        (self.form == Form::Text).then(|| self.text())
+    }
+
     fn made(&self) -> &Bytes {
         self.made.get_or_init(|| {
             let mut out = Vec::with_capacity(self.given.len() + self.given.len() / 4 + 16);

@@ -2,8 +2,8 @@
 //! one that was given its id.
 //!
 //! Owns what "the same" is (`Frame.id` in the proto). It must never build a tree of a payload, nor be given one that was not
-//! checked. The number is for this process alone: another version may come to another one. Nothing keeps a peer from making two
-//! frames with the same number, by which it fools itself and nobody else.
+//! checked. The number may be kept only together with the version of how it is made, for another version may come to another
+//! number. Nothing keeps a peer from making two frames with the same number, by which it fools itself and nobody else.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -13,6 +13,9 @@ use super::scan::{self, byte, plain_end, skip_space};
 use super::transcode::{entry_parts, read_number};
 use super::wire::take_part;
 use super::{Body, Frame, Types, pb};
+
+/// The version of how digests are made: two digests may be compared if theirs is the same.
+pub const SUBSTANCE_VERSION: u8 = 1;
 
 impl Frame {
     /// A digest of what the sender says: type, addressee, what it replies to and whether that ends it, and the body. A payload
@@ -584,6 +587,38 @@ mod tests {
                 "options":{"timeouts":{"total":"1s"}},"ephemeral":true,"foldedFrom":"1"}"#,
         );
         assert_eq!(first.substance(&Types::default()), again.substance(&Types::default()));
+    }
+
+    /// Digests are kept on disk, so that a frame that is sent again after a restart is known.
+    #[test]
+    fn digests_of_a_version_stay() {
+        let payload = Payload::from_json_text(Str::from_static("{\"a\":[1,null,\"x\"]}")).unwrap();
+        let frames = [
+            Frame::default(),
+            frame(Body::Payload(payload)),
+            frame(Body::Text(Str::from_static("a"))),
+            frame(Body::Data(Bytes::from_static(b"some more than sixteen bytes"))),
+            message("type.googleapis.com/acme.v1.Order", b"\x08\x01"),
+            error(|error| error.reason = "a".to_owned()),
+            to("brain", "b-1", true),
+        ];
+        let digests = [
+            0x9C7B2F7B47505EE2,
+            0xFEF457FA2D0E9124,
+            0x191F632EA4C4008F,
+            0xEC2F72029F811771,
+            0x17F7A0B1421F91A1,
+            0x1A09DDC5F2BEFEFD,
+            0x5BBA40657F361AE8,
+        ];
+        assert_eq!(
+            (
+                SUBSTANCE_VERSION,
+                frames.map(|frame| frame.substance(&Types::default()))
+            ),
+            (1, digests),
+            "a digest is made in another way: raise SUBSTANCE_VERSION"
+        );
     }
 
     #[test]

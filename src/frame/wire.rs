@@ -21,7 +21,7 @@ pub(super) fn varint_len(value: u64) -> usize {
 
 /// Writes a varint.
 #[inline(always)]
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -42,7 +42,7 @@ pub(super) fn put_varint_at(out: &mut [u8], mut at: usize, mut value: u64) {
 
 /// Reads a varint, if it ends and fits into 64 bits: its value, and where it ends.
 #[inline(always)]
-pub(super) fn take_varint(wire: &[u8], at: usize) -> Option<(u64, usize)> {
+pub(crate) fn take_varint(wire: &[u8], at: usize) -> Option<(u64, usize)> {
     match wire.get(at) {
         Some(&first) if first < 0x80 => Some((u64::from(first), at + 1)),
         _ => take_long_varint(wire, at),

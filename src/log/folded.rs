@@ -18,11 +18,13 @@ pub struct Folded {
 
 /// What is left of a chunk.
 #[derive(Debug)]
-struct Chunk {
-    timestamp: Timestamp,
-    index: u32,
-    /// Where its text ends.
-    end: u32,
+pub struct Chunk {
+    /// The chunk's own.
+    pub timestamp: Timestamp,
+    /// The chunk's own.
+    pub index: u32,
+    /// Where its text ends, in all of it.
+    pub end: u32,
 }
 
 impl Folded {
@@ -42,16 +44,26 @@ impl Folded {
             })
             .collect::<Option<Box<[_]>>>()?;
         let all = run.drain(2).next().filter(|_| chunks.len() > 1)?;
-        let Body::Text(text) = &all.body else { return None };
-        let text = text.clone();
         // The last chunk's own text is not to be kept for the sake of its header.
-        let all = Sealed::new(Frame {
+        let all = Frame {
             reply_to: all.reply_to.detached(),
             r#type: all.r#type.detached(),
             ..all.frame().clone()
+        };
+        Self::from_parts(all, chunks)
+    }
+
+    /// Of the frame that stands for all of the chunks, and what is left of each; nothing if that does not cut the frame's text
+    /// into several, each of them text.
+    pub fn from_parts(all: Frame, chunks: Box<[Chunk]>) -> Option<Self> {
+        let text = all.chunk_text()?.clone();
+        let mut start = 0;
+        let is_cut = chunks.iter().all(|chunk| {
+            let before = std::mem::replace(&mut start, chunk.end);
+            before <= chunk.end && text.is_char_boundary(chunk.end as usize)
         });
-        Some(Self {
-            all: Arc::new(all),
+        (is_cut && chunks.len() > 1 && start as usize == text.len()).then(|| Self {
+            all: Arc::new(Sealed::new(all)),
             text,
             chunks,
         })

@@ -2,13 +2,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+
 use super::folded::Folded;
-use super::{Appended, Commit, Error, Keep, Limit, Log, Page, Wait};
+use super::{
+    Appended, Commit, Contents, Entry, Error, Keep, Known, Limit, Loaded, Log, Note, Page, Replayed, Settlements,
+    Usage, Wait, ready,
+};
 use crate::frame::{Run, Sealed, Str};
 
 /// How much is kept.
@@ -267,6 +273,13 @@ impl Memory {
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn remove(&self, session: &str) {
+        let removed = self.shard(session).remove(session);
+        if let Some(kept) = removed {
+            self.bytes.fetch_sub(kept.bytes, Ordering::Relaxed);
+        }
+    }
+
     /// Keeps the session within its own share. What is too old at this time, if it is known, goes too, but for the newest slots,
     /// so many of them.
     fn hold_to_share(&self, kept: &mut Kept, now: Option<SystemTime>, spared: usize) {
@@ -278,7 +291,44 @@ impl Memory {
 }
 
 impl Log for Memory {
-    fn append(&self, session: &Str, frame: &Arc<Sealed>) -> Result<Appended, Error> {
+    fn is_lasting(&self) -> bool {
+        false
+    }
+
+    fn settlements(&self) -> Settlements {
+        Settlements::none()
+    }
+
+    fn create(&self, session: &Str, _: Bytes, first: u64) -> Result<u64, Error> {
+        // It takes no room before it has a frame, where it begins as all do.
+        if first > 1 {
+            let kept = Kept {
+                first,
+                ..Kept::default()
+            };
+            self.shard(session).insert(session.detached(), kept);
+        }
+        Ok(0)
+    }
+
+    fn load(&self, _: &Str) -> Wait<Option<Loaded>> {
+        ready(None)
+    }
+
+    fn unload(&self, session: &Str, _: Option<Bytes>) {
+        self.remove(session);
+    }
+
+    fn save(&self, _: &Str, _: Bytes) -> Result<Wait<()>, Error> {
+        Ok(ready(()))
+    }
+
+    fn note(&self, _: &Str, _: Note) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn append(&self, session: &Str, entry: Entry) -> Result<Appended, Error> {
+        let frame = entry.frame;
         let size = frame.size();
         let mut shard = self.shard(session);
         let kept = match shard.get_mut(session) {
@@ -301,9 +351,9 @@ impl Log for Memory {
                 self.retention.total_bytes
             )));
         }
-        kept.push(Arc::clone(frame));
-        self.bytes.fetch_add(size, Ordering::Relaxed);
         let now = frame.timestamp.and_then(|time| SystemTime::try_from(time).ok());
+        kept.push(frame);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
         self.hold_to_share(kept, now, 1);
         Ok(Appended {
             commit: Commit::Done,
@@ -314,13 +364,17 @@ impl Log for Memory {
     fn read(&self, session: &Str, from: u64, limit: Limit) -> Wait<Page> {
         let shard = self.shard(session);
         let page = shard.get(session).map(|kept| kept.read(from, limit));
-        Box::pin(std::future::ready(Ok(page.unwrap_or_default())))
+        ready(page.unwrap_or_default())
     }
 
     fn read_back(&self, session: &Str, seqs: Range<u64>, limit: Limit) -> Wait<Page> {
         let shard = self.shard(session);
         let page = shard.get(session).map(|kept| kept.read_back(&seqs, limit));
-        Box::pin(std::future::ready(Ok(page.unwrap_or_default())))
+        ready(page.unwrap_or_default())
+    }
+
+    fn replay(&self, _: &Str, _: Range<u64>, _: Limit) -> Wait<Vec<Replayed>> {
+        ready(Vec::new())
     }
 
     fn fold(&self, session: &Str, request: &str, from: u64, to: u64) {
@@ -358,14 +412,33 @@ impl Log for Memory {
         kept.first
     }
 
-    fn delete(&self, session: &Str) {
-        let removed = self.shard(session).remove(session);
-        if let Some(kept) = removed {
-            self.bytes.fetch_sub(kept.bytes, Ordering::Relaxed);
-        }
+    fn delete(&self, session: &Str) -> Result<Wait<()>, Error> {
+        self.remove(session);
+        Ok(ready(()))
+    }
+
+    fn list(&self, _: &str, _: &str, _: usize) -> Wait<Vec<Known>> {
+        ready(Vec::new())
+    }
+
+    fn usage(&self) -> Usage {
+        Usage::default()
     }
 
     fn check(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn backup(&self, _: Box<dyn Write + Send>) -> Wait<Contents> {
+        let text = "sessions are kept in memory only; Admin.Export tells what they hold";
+        Box::pin(std::future::ready(Err(Error::Unavailable(text.to_owned()))))
+    }
+
+    fn flush(&self) -> Wait<()> {
+        ready(())
+    }
+
+    fn close(&self) -> Wait<()> {
+        ready(())
     }
 }

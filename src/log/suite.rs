@@ -4,10 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+
 use super::{Commit, Keep, Limit, Log, Memory, Page, Retention};
 use crate::frame::{Body, Frame, Sealed, Str};
 
-const ALL: Limit = Limit {
+/// As much as there is.
+pub const ALL: Limit = Limit {
     frames: usize::MAX,
     bytes: usize::MAX,
 };
@@ -80,13 +83,32 @@ fn any_frame(seq: u64, random: &mut Random) -> Frame {
 }
 
 async fn append(log: &dyn Log, frame: &Frame) -> u64 {
-    let frame = Arc::new(Sealed::new(frame.clone()));
-    let appended = log.append(&"one".into(), &frame);
+    append_to(log, "one", Arc::new(Sealed::new(frame.clone()))).await
+}
+
+/// Appends a frame, and waits until it is durable. The first one brings the session into being, if it is not there yet.
+async fn append_to(log: &dyn Log, session: &str, frame: Arc<Sealed>) -> u64 {
+    if frame.seq == 1 {
+        begin(log, session);
+    }
+    let appended = log.append(&session.into(), frame.into());
     let appended = appended.unwrap_or_else(|error| panic!("{error:?}"));
-    if let Commit::Later(wait) = appended.commit {
-        wait.await.unwrap();
+    if appended.commit == Commit::Later {
+        log.flush().await.unwrap();
     }
     appended.first
+}
+
+/// The session is there, whether it was or not.
+fn begin(log: &dyn Log, session: &str) {
+    drop(log.create(&session.into(), Bytes::new(), 1));
+}
+
+/// The session is not there, whether it was or not.
+async fn gone(log: &dyn Log, session: &str) {
+    if let Ok(deleted) = log.delete(&session.into()) {
+        deleted.await.unwrap();
+    }
 }
 
 /// What was read, each in one go or folded, is what was appended from the one seq up to the other.
@@ -177,17 +199,12 @@ pub async fn folds_without_a_trace(log: &dyn Log, seed: u64) {
         says_all(log, &source, first).await;
     }
     log.fold(&"another".into(), "q", 0, u64::MAX);
-    log.delete(&"one".into());
+    gone(log, "one").await;
 }
 
 async fn fill(log: &dyn Log, session: &str, count: u64) {
     for seq in 1..=count {
-        let appended = log
-            .append(&session.into(), &frame(seq, &seq.to_string()))
-            .unwrap_or_else(|error| panic!("{error:?}"));
-        if let Commit::Later(wait) = appended.commit {
-            wait.await.unwrap();
-        }
+        append_to(log, session, frame(seq, &seq.to_string())).await;
     }
 }
 
@@ -198,6 +215,7 @@ fn seqs(page: &Page) -> Vec<u64> {
 /// A store that keeps at least ten frames of a session.
 pub async fn keeps_the_contract(log: &dyn Log) {
     let (one, other): (Str, Str) = ("one".into(), "other".into());
+    begin(log, "one");
     assert_eq!(seqs(&log.read(&one, 1, ALL).await.unwrap()), [0; 0]);
     fill(log, "one", 10).await;
     fill(log, "other", 3).await;
@@ -229,7 +247,8 @@ pub async fn keeps_the_contract(log: &dyn Log) {
         "a page is never empty unless there is nothing"
     );
 
-    log.delete(&one);
+    gone(log, &one).await;
+    begin(log, "one");
     assert_eq!(seqs(&log.read(&one, 1, ALL).await.unwrap()), [0; 0]);
     assert_eq!(
         seqs(&log.read(&other, 1, ALL).await.unwrap()),
@@ -297,6 +316,7 @@ pub async fn keeps_as_told(log: &dyn Log) {
 
 async fn keeps_so_many(log: &dyn Log) {
     let (one, other): (Str, Str) = ("one".into(), "other".into());
+    begin(log, "one");
     // Before there is any frame.
     log.retain(&one, Keep { frames: 4, ..keep() });
     assert_eq!(log.trim(&one, at(0)), 1);
@@ -311,12 +331,13 @@ async fn keeps_so_many(log: &dyn Log) {
     assert_eq!(log.trim(&one, at(0)), 9, "what is gone does not come back");
     assert_eq!(append(log, &said_at(0, 11)).await, 9);
     assert_eq!(left(log).await, (9, vec![9, 10, 11]));
-    log.delete(&one);
-    log.delete(&other);
+    gone(log, &one).await;
+    gone(log, &other).await;
 }
 
 async fn keeps_so_many_bytes(log: &dyn Log) {
     let one: Str = "one".into();
+    begin(log, "one");
     let bytes = 3 * Sealed::new(said_at(1, 1)).size();
     log.retain(&one, Keep { bytes, ..keep() });
     for seq in 1..=9 {
@@ -327,11 +348,12 @@ async fn keeps_so_many_bytes(log: &dyn Log) {
     assert_eq!(log.trim(&one, at(1)), 9, "the newest stays, however large it is");
     assert_eq!(append(log, &said_at(1, 10)).await, 10);
     assert_eq!(left(log).await, (10, vec![10]));
-    log.delete(&one);
+    gone(log, &one).await;
 }
 
 async fn keeps_what_is_young_when_it_appends(log: &dyn Log) {
     let one: Str = "one".into();
+    begin(log, "one");
     log.retain(&one, aged(10));
     for seq in 1..=5 {
         assert_eq!(append(log, &said_at(100 + seq, seq)).await, 1);
@@ -341,11 +363,12 @@ async fn keeps_what_is_young_when_it_appends(log: &dyn Log) {
     assert_eq!(append(log, &said_at(50, 7)).await, 3);
     assert_eq!(append(log, &said_at(200, 8)).await, 8);
     assert_eq!(left(log).await, (8, vec![8]));
-    log.delete(&one);
+    gone(log, &one).await;
 }
 
 async fn keeps_what_is_young_when_it_trims(log: &dyn Log) {
     let one: Str = "one".into();
+    begin(log, "one");
     log.retain(&one, aged(10));
     for seq in 1..=3 {
         append(log, &said_at(100 + seq, seq)).await;
@@ -359,16 +382,17 @@ async fn keeps_what_is_young_when_it_trims(log: &dyn Log) {
     assert_eq!(left(log).await, (2, vec![2, 3, 4, 5]));
     assert_eq!(log.trim(&one, at(0)), 2);
     assert_eq!(log.trim(&one, at(114)), 5);
-    log.delete(&one);
+    gone(log, &one).await;
     // What does not say when it was said is never too old.
     fill(log, "one", 2).await;
     log.retain(&one, aged(1));
     assert_eq!(log.trim(&one, at(1 << 30)), 1);
-    log.delete(&one);
+    gone(log, &one).await;
 }
 
 async fn keeps_nothing_and_goes_on(log: &dyn Log) {
     let one: Str = "one".into();
+    begin(log, "one");
     log.retain(&one, aged(10));
     for seq in 1..=3 {
         append(log, &said_at(100, seq)).await;
@@ -381,11 +405,12 @@ async fn keeps_nothing_and_goes_on(log: &dyn Log) {
     assert_eq!(append(log, &said_at(222, 4)).await, 4);
     assert_eq!(append(log, &said_at(223, 5)).await, 4);
     assert_eq!(left(log).await, (4, vec![4, 5]));
-    log.delete(&one);
+    gone(log, &one).await;
 }
 
 async fn keeps_a_part_of_a_stretch(log: &dyn Log) {
     let one: Str = "one".into();
+    begin(log, "one");
     let source: Vec<Frame> = (1..=8).map(|seq| chunk(seq, "q", &seq.to_string())).collect();
     log.retain(&one, aged(10));
     for frame in &source {
@@ -396,17 +421,18 @@ async fn keeps_a_part_of_a_stretch(log: &dyn Log) {
     says_all(log, &source, 4).await;
     assert_eq!(log.trim(&one, at(19)), 9);
     says_all(log, &source, 9).await;
-    log.delete(&one);
+    gone(log, &one).await;
 }
 
 async fn forgets_what_was_told_with_the_session(log: &dyn Log) {
     let one: Str = "one".into();
+    begin(log, "one");
     log.retain(&one, Keep { frames: 2, ..keep() });
-    log.delete(&one);
+    gone(log, &one).await;
     assert_eq!(log.trim(&one, at(0)), 1, "what is not there has nothing to trim");
     fill(log, "one", 5).await;
     assert_eq!(left(log).await, (1, vec![1, 2, 3, 4, 5]));
-    log.delete(&one);
+    gone(log, &one).await;
 }
 
 #[tokio::test]
@@ -461,7 +487,7 @@ async fn memory_trims_whole_prefixes() {
     let page = log.read(&"one".into(), 1, ALL).await.unwrap();
     assert_eq!((page.first, seqs(&page)), (7, vec![7, 8, 9, 10]));
     let appended = log
-        .append(&"one".into(), &frame(11, "x"))
+        .append(&"one".into(), frame(11, "x").into())
         .unwrap_or_else(|error| panic!("{error:?}"));
     assert_eq!(appended.first, 8);
 }
@@ -478,17 +504,17 @@ async fn memory_stays_within_its_budget() {
     fill(&log, "one", 5).await;
     fill(&log, "one", 0).await;
     assert_eq!(log.bytes(), 5 * size);
-    let refused = log.append(&"two".into(), &frame(1, "1"));
+    let refused = log.append(&"two".into(), frame(1, "1").into());
     assert!(refused.is_err(), "a session that has nothing to give up is refused");
     let appended = log
-        .append(&"one".into(), &frame(6, "6"))
+        .append(&"one".into(), frame(6, "6").into())
         .unwrap_or_else(|error| panic!("{error:?}"));
     assert_eq!(
         (appended.first, log.bytes()),
         (2, 5 * size),
         "one that has gives up its oldest"
     );
-    log.delete(&"one".into());
+    gone(&log, "one").await;
     assert_eq!(log.bytes(), 0);
 }
 

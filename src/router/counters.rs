@@ -33,6 +33,7 @@ pub(super) struct Counters {
     pub resumed: Counter,
     pub fenced: Counter,
     pub credentials_refused: Counter,
+    pub backups_failed: Counter,
 }
 
 impl Counters {

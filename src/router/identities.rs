@@ -71,6 +71,11 @@ impl Subjects {
         true
     }
 
+    /// The subject has one more, from before, whether it may or not.
+    pub fn give(&self, subject: &Str, thing: Thing) {
+        self.take(subject, thing, usize::MAX);
+    }
+
     /// The subject has one less.
     pub fn give_back(&self, subject: &str, thing: Thing) {
         let mut table = self.table();

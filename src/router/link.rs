@@ -87,6 +87,10 @@ pub struct Link {
     later: Arc<Later>,
     /// Something that the connection had asked was answered.
     answered: AtomicBool,
+    /// Frames of this connection that were taken, and are not durable yet.
+    unsettled: AtomicU32,
+    /// The task that reads waits for some of them.
+    awaits_acks: AtomicBool,
     /// Of the TCP connection, which other links may share.
     life: Life,
     /// Of the coarse clock, when the peer last sent a frame.
@@ -173,6 +177,8 @@ impl Link {
             soon: AtomicBool::new(false),
             later: router.later(),
             answered: AtomicBool::new(false),
+            unsettled: AtomicU32::new(0),
+            awaits_acks: AtomicBool::new(false),
             spoke: AtomicU32::new(life.now()),
             life,
             _place: place,
@@ -848,6 +854,29 @@ impl Link {
     pub(super) fn is_used(&self) -> bool {
         let places = self.places();
         !places.serves.is_empty() || places.seats.len() > 0
+    }
+
+    /// A frame of this connection is to be acked later.
+    pub(super) fn owe_ack(&self) {
+        self.unsettled.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It was acked, or refused.
+    pub(super) fn settle_ack(&self) {
+        self.unsettled.fetch_sub(1, Ordering::SeqCst);
+        if self.awaits_acks.swap(false, Ordering::SeqCst) {
+            self.driver.wake();
+        }
+    }
+
+    /// Whether at most so many frames are still to be acked; if not, the task that reads looks again when some were.
+    pub fn is_settled(&self, most: usize) -> bool {
+        let is_settled = || self.unsettled.load(Ordering::SeqCst) as usize <= most;
+        // Looked at once more, lest the last of them was acked in between.
+        is_settled() || {
+            self.awaits_acks.store(true, Ordering::SeqCst);
+            is_settled()
+        }
     }
 
     /// How many requests of this connection have not been answered to it yet.

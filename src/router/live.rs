@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
@@ -19,9 +19,17 @@ use crate::session::{Cause, Effect, Opened, Retention, Session, Stage};
 pub struct Live {
     id: Str,
     epoch: Str,
+    /// The number by which the log's settlements speak of it.
+    life: u64,
     /// The subject that brought it into being.
     owner: Box<str>,
     shared: Mutex<Shared>,
+}
+
+/// Whose a live session is, and as what the log knows it.
+pub(super) struct Origin<'a> {
+    pub owner: &'a str,
+    pub life: u64,
 }
 
 pub(super) struct Shared {
@@ -42,6 +50,8 @@ pub(super) struct Shared {
     pub unended: Vec<(Str, Cause)>,
     /// When the timers are to look at this session.
     pub armed: Option<(Instant, u64)>,
+    /// The log has it, though perhaps without frames.
+    pub is_there: bool,
     /// Deleted: whoever still holds it must look for the session anew.
     pub gone: bool,
     pub last_used: Instant,
@@ -95,12 +105,12 @@ impl Found {
 pub const LISTED: usize = 256;
 
 impl Live {
-    pub(super) fn new((id, epoch): (Str, Str), owner: &str, limits: Arc<Limits>, now: (Instant, SystemTime)) -> Self {
-        let session = Session::new(id.clone(), epoch.clone(), Arc::clone(&limits), now.1);
+    pub(super) fn new(session: Session<Held>, origin: &Origin<'_>, limits: Arc<Limits>, last_used: Instant) -> Self {
+        let (id, epoch) = (session.id().clone(), session.epoch().clone());
         let shared = Shared {
+            committed: session.head(),
             session,
             request_bytes: held::Bytes::default(),
-            committed: 0,
             tail: VecDeque::new(),
             notes: VecDeque::new(),
             next_note: 0,
@@ -110,14 +120,16 @@ impl Live {
             pending: VecDeque::new(),
             unended: Vec::new(),
             armed: None,
+            is_there: false,
             gone: false,
-            last_used: now.0,
+            last_used,
             limits,
         };
         Self {
             id,
             epoch,
-            owner: owner.into(),
+            life: origin.life,
+            owner: origin.owner.into(),
             shared: Mutex::new(shared),
         }
     }
@@ -130,6 +142,11 @@ impl Live {
     /// The identity of its log's life.
     pub fn epoch(&self) -> &Str {
         &self.epoch
+    }
+
+    /// The number by which the log's settlements speak of it.
+    pub(super) fn life(&self) -> u64 {
+        self.life
     }
 
     /// The subject that brought it into being.
@@ -368,8 +385,7 @@ impl Shared {
 
     pub fn describe(&self, settings: Retention) -> pb::Session {
         let session = &self.session;
-        let said = session.said();
-        let (created, updated) = session.times();
+        let profile = session.profile();
         let state = match session.state() {
             crate::session::State::Open => pb::SessionState::Open,
             crate::session::State::Closed => pb::SessionState::Closed,
@@ -378,15 +394,15 @@ impl Shared {
             session_id: session.id().to_string(),
             epoch: session.epoch().to_string(),
             state: state as i32,
-            metadata: said.metadata.clone().into_iter().collect(),
-            created_at: Some(created.into()),
-            updated_at: Some(updated.into()),
+            metadata: profile.said().metadata.clone().into_iter().collect(),
+            created_at: Some(profile.created_at.into()),
+            updated_at: Some(profile.updated_at.into()),
             head_seq: self.committed,
             first_seq: session.first(),
             member_count: session.members().len() as u32,
             open_request_count: session.open_request_count() as u32,
-            etag: session.revision().to_string(),
-            labels: said.labels.clone().into_iter().collect(),
+            etag: profile.revision.to_string(),
+            labels: profile.said().labels.clone().into_iter().collect(),
             retention: Some(shown(session.retention(settings))),
         }
     }
@@ -419,7 +435,7 @@ impl Shared {
 }
 
 /// As frames say how a session is kept.
-fn shown(retention: Retention) -> pb::Retention {
+pub(super) fn shown(retention: Retention) -> pb::Retention {
     let span = |span| prost_types::Duration::try_from(span).ok();
     pb::Retention {
         max_age: span(retention.age),

@@ -9,6 +9,7 @@ mod batch;
 mod counters;
 mod held;
 mod identities;
+mod kept;
 mod link;
 mod live;
 mod members;
@@ -17,7 +18,9 @@ mod publish;
 mod requests;
 mod seat;
 mod sessions;
+mod stored;
 mod timers;
+mod transfer;
 mod why;
 mod workers;
 
@@ -33,6 +36,7 @@ use tokio::sync::watch;
 pub use admission::{Admission, Admitted, Client, Trust};
 pub use batch::Batch;
 pub use identities::Arrival;
+pub use kept::unknown;
 pub use link::{Form, Link, Socket};
 pub use live::Live;
 pub use members::Joining;
@@ -40,6 +44,7 @@ pub use publish::{Asked, Known, Sender};
 pub use seat::{Interest, Seat, View};
 pub use sessions::{Listing, Query};
 pub use timers::Life;
+pub use transfer::Importing;
 pub use workers::{Parting, Pulse, Serving};
 
 use crate::auth::{Authenticator, Deed, Identity, Place};
@@ -71,6 +76,8 @@ pub struct Parts {
     pub keep: Keep,
     /// How long a session that nobody uses is kept, of the same.
     pub idle: Duration,
+    /// How long one stays in memory, where the log keeps it.
+    pub unload: Duration,
     /// Whether the text chunks of a finished reply are kept as one.
     pub fold: bool,
 }
@@ -93,8 +100,11 @@ struct Inner {
     turn: Mutex<()>,
     counters: counters::Counters,
     retention: Retention,
+    unload: Duration,
     fold: bool,
     sessions: Vec<Shard>,
+    /// Whoever loads a session does so alone.
+    loading: Vec<tokio::sync::Mutex<()>>,
     session_count: AtomicUsize,
     hasher: RandomState,
     links: Vec<Mutex<HashMap<ConnectionId, Arc<Link>>>>,
@@ -110,6 +120,10 @@ struct Inner {
     memory: memory::Memory,
     /// Bytes of all open requests.
     request_bytes: held::Bytes,
+    /// Whoever backs up does so alone.
+    backing_up: tokio::sync::Mutex<()>,
+    /// When the last scheduled backup was made.
+    last_backup: Mutex<Option<SystemTime>>,
     draining: AtomicBool,
 }
 
@@ -128,6 +142,7 @@ impl Router {
             routes,
             keep,
             idle,
+            unload,
             fold,
         } = parts;
         let gateway = pb::Address {
@@ -161,8 +176,10 @@ impl Router {
                 bytes: keep.bytes,
                 idle,
             },
+            unload,
             fold,
             sessions: (0..SHARDS).map(|_| Shard::default()).collect(),
+            loading: (0..SHARDS).map(|_| tokio::sync::Mutex::default()).collect(),
             session_count: AtomicUsize::new(0),
             hasher: RandomState::new(),
             links: (0..timers::WHEEL).map(|_| Mutex::default()).collect(),
@@ -173,10 +190,13 @@ impl Router {
             next_id: AtomicU64::new(1),
             started: clock().mono,
             request_bytes: Arc::default(),
+            backing_up: tokio::sync::Mutex::default(),
+            last_backup: Mutex::default(),
             draining: AtomicBool::new(false),
         });
         let router = Self { inner };
         timers::start(&router);
+        stored::start(&router);
         router
     }
 
@@ -249,9 +269,13 @@ impl Router {
         self.inner.draining.load(Ordering::Relaxed)
     }
 
+    fn place(&self, session: &str) -> usize {
+        self.inner.hasher.hash_one(session) as usize % SHARDS
+    }
+
     fn shard(&self, session: &str) -> MutexGuard<'_, HashMap<Str, Arc<Live>>> {
-        let at = self.inner.hasher.hash_one(session) as usize % SHARDS;
-        self.inner.sessions[at].lock().unwrap_or_else(PoisonError::into_inner)
+        let shard = &self.inner.sessions[self.place(session)];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn dispatch(&self) -> MutexGuard<'_, Dispatch> {
@@ -294,14 +318,11 @@ impl Router {
             let setting = ("limits.sessions", limit as u64);
             return Err(Refusal::limit(Reason::TooManySessions, text, setting));
         }
-        let now = self.now();
         let id = session.detached();
-        let live = Arc::new(Live::new(
-            (id.clone(), random_name()),
-            &by.subject,
-            Arc::clone(&self.inner.limits),
-            (now.mono, now.wall),
-        ));
+        let live = self.bring_into_being(id.clone(), &by.subject).inspect_err(|_| {
+            self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
+            self.inner.subjects.give_back(&by.subject, identities::Thing::Session);
+        })?;
         shard.insert(id, Arc::clone(&live));
         drop(shard);
         tracing::info!(session = %session, epoch = %live.epoch(), "session opened");
@@ -371,6 +392,24 @@ impl Router {
         self.inner.session_count.load(Ordering::Relaxed)
     }
 
+    /// How many of them are in memory.
+    pub fn sessions_in_memory(&self) -> usize {
+        let count = |shard: &Shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.inner.sessions.iter().map(count).sum()
+    }
+
+    /// A scheduled backup was made, or failed.
+    pub fn backed_up(&self, result: Result<(), ()>) {
+        match result {
+            Ok(()) => *self.inner.last_backup.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.now().wall),
+            Err(()) => self.inner.counters.backups_failed.count(),
+        }
+    }
+
+    fn last_backup(&self) -> Option<SystemTime> {
+        *self.inner.last_backup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A credential was refused.
     pub fn count_credential_refused(&self) {
         self.inner.counters.credentials_refused.count();
@@ -381,6 +420,7 @@ impl Router {
         let counters = &self.inner.counters;
         let uptime = self.inner.started.elapsed();
         let (memory, memory_limit) = self.memory();
+        let usage = self.inner.log.usage();
         pb::StatsResponse {
             started_at: self.now().wall.checked_sub(uptime).map(Into::into),
             connections: *self.inner.link_count.borrow() as u64,
@@ -404,6 +444,11 @@ impl Router {
             memory_bytes: memory as u64,
             memory_limit_bytes: memory_limit as u64,
             request_bytes: self.request_bytes() as u64,
+            disk_bytes: usage.disk_bytes,
+            disk_queue_bytes: usage.waiting_bytes,
+            sessions_in_memory: self.sessions_in_memory() as u64,
+            last_backup_at: self.last_backup().map(Into::into),
+            backups_failed: counters.backups_failed.value(),
         }
     }
 

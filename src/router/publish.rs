@@ -10,6 +10,7 @@ use super::held::Held;
 use super::link::Link;
 use super::live::{AckTo, Live, Pending, Shared};
 use super::seat::Circle;
+use super::sessions::Away;
 use crate::auth::Reach;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Body, Frame, Sealed, Str, pb};
@@ -68,7 +69,10 @@ impl Whom<'_> {
     fn ack(self, accepted: &pb::Accepted) -> Option<AckTo> {
         match self {
             Whom::Nobody => None,
-            Whom::Link(link) => Some(AckTo::Link(Arc::clone(link), accepted.clone())),
+            Whom::Link(link) => {
+                link.owe_ack();
+                Some(AckTo::Link(Arc::clone(link), accepted.clone()))
+            }
             Whom::Call(call) => Some(AckTo::Call(call)),
         }
     }
@@ -260,7 +264,8 @@ impl Router {
             Step::Opened(_) => Some(self.hold(&shared.request_bytes, &frame)?),
             _ => None,
         };
-        let Appended { commit, first } = self.inner.log.append(live.id(), &frame)?;
+        let entry = self.entry(shared, &frame, &plan, now);
+        let Appended { commit, first } = self.inner.log.append(live.id(), entry)?;
         self.record(live, &plan);
         if let Step::Ended(request, _) = plan.step() {
             shared.unended.retain(|(unended, _)| unended != request);
@@ -273,27 +278,16 @@ impl Router {
         shared.keep(frame);
         shared.last_used = now.mono;
         self.arm(live, shared);
-        let wait = match commit {
-            Commit::Done if shared.pending.is_empty() => {
-                shared.committed = seq;
-                return Ok(Posted {
-                    accepted,
-                    effects,
-                    waits: false,
-                });
-            }
-            Commit::Done => Box::pin(std::future::ready(Ok(()))),
-            Commit::Later(wait) => wait,
-        };
+        if commit == Commit::Done {
+            shared.committed = seq;
+            return Ok(Posted {
+                accepted,
+                effects,
+                waits: false,
+            });
+        }
         let ack = whom.ack(&accepted);
         shared.pending.push_back(Pending { seq, effects, ack });
-        let (router, live) = (self.clone(), Arc::clone(live));
-        tokio::spawn(async move {
-            match wait.await {
-                Ok(()) => router.committed(&live, seq),
-                Err(error) => router.lost(&live, &error.into()),
-            }
-        });
         Ok(Posted {
             accepted,
             effects: Vec::new(),
@@ -327,11 +321,13 @@ impl Router {
     }
 
     /// Everything up to `seq` is durable.
-    fn committed(&self, live: &Arc<Live>, seq: u64) {
+    pub(super) fn committed(&self, live: &Arc<Live>, seq: u64, first: u64) {
         let mut batch = Batch::new(self.now());
         let mut done = Vec::new();
         let mut shared = live.lock();
         shared.committed = shared.committed.max(seq);
+        shared.trimmed(first);
+        shared.is_there = true;
         while shared.pending.front().is_some_and(|pending| pending.seq <= seq) {
             done.extend(shared.pending.pop_front());
         }
@@ -345,6 +341,7 @@ impl Router {
                 Some(AckTo::Call(call)) => drop(call.send(())),
                 Some(AckTo::Link(link, accepted)) => {
                     link.ack(std::iter::once(accepted));
+                    link.settle_ack();
                     batch.touch_link(&link);
                 }
             }
@@ -353,7 +350,7 @@ impl Router {
     }
 
     /// The log failed after it had taken frames: what this process believes of the session is void.
-    fn lost(&self, live: &Arc<Live>, refusal: &Refusal) {
+    pub(super) fn lost(&self, live: &Arc<Live>, refusal: &Refusal) {
         tracing::error!(session = %live.id(), %refusal, "the log lost frames that it had taken; the session is dropped");
         let pending = std::mem::take(&mut live.lock().pending);
         let mut effects = Vec::new();
@@ -361,10 +358,11 @@ impl Router {
             effects.extend(pending.effects);
             if let Some(AckTo::Link(link, accepted)) = pending.ack {
                 link.refuse(&Str::from(accepted.id), live.id(), refusal);
+                link.settle_ack();
                 link.kick();
             }
         }
-        self.evict(live, refusal, |_| true);
+        self.evict(live, refusal, Away::Unloaded, |_| true);
         // What they ended gives room back to its workers all the same.
         effects.retain(|effect| !matches!(effect, Effect::Fold { .. }));
         let mut batch = Batch::new(self.now());
@@ -518,7 +516,7 @@ fn reply<'a>(frame: &'a Frame, sender: &Sender<'_>) -> Reply<'a> {
 }
 
 /// How a final reply ends its request.
-fn outcome(body: &Body) -> Outcome {
+pub(super) fn outcome(body: &Body) -> Outcome {
     match body {
         Body::Error(error) => match error.code() {
             pb::Code::Cancelled => Outcome::Cancelled,

@@ -155,6 +155,7 @@ impl Router {
             let mut shared = live.lock();
             let attempt = shared.session.assign(request, key, link.id(), batch.now);
             if attempt.is_some() {
+                self.note_standing(live, &shared, request);
                 shared.note_request(self, request, batch, live);
                 self.arm(live, &mut shared);
             }
@@ -307,6 +308,7 @@ impl Router {
             let mut shared = live.lock();
             let asked = shared.session.cancel(request, message, grace, batch.now)?;
             if let Cancelled::Asked(_) = asked {
+                self.note_standing(live, &shared, request);
                 shared.note_request(self, request, batch, live);
                 self.arm(live, &mut shared);
             }

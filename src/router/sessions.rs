@@ -1,5 +1,6 @@
 //! Sessions as things that are made, listed, read, changed and removed.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,11 +12,12 @@ use super::identities::Thing;
 use super::live::{Live, Shared};
 use super::members::dismiss;
 use super::seat::Circle;
+use super::stored;
 use crate::auth::Identity;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Frame, Run, Sealed, Str, pb};
-use crate::log::{self, Keep, Limit};
-use crate::session::{Cause, Retention, Said};
+use crate::log::{self, Limit, Wait};
+use crate::session::{Cause, Retention, Said, State};
 
 /// Which frames of a log are wanted.
 #[derive(Clone, Debug)]
@@ -36,6 +38,21 @@ pub struct Query {
     pub fold: bool,
     /// How many at most.
     pub count: usize,
+}
+
+/// A session, wherever it is.
+enum There {
+    Live(Arc<Live>),
+    Stored(log::Known),
+}
+
+/// Where a session goes that is taken out of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Away {
+    /// It is gone for good.
+    Deleted,
+    /// The log has it, if it keeps anything; here, nothing is known of it any more.
+    Unloaded,
 }
 
 /// The frames that were found.
@@ -67,7 +84,8 @@ const READ: Limit = Limit {
 
 impl Router {
     /// Makes a session, of which this is said.
-    pub fn create(&self, id: &Str, said: Said, by: &Identity) -> Result<pb::Session, Refusal> {
+    pub async fn create(&self, id: &Str, said: Said, by: &Identity) -> Result<pb::Session, Refusal> {
+        self.load(id).await?;
         let (live, new) = self.open(id, by)?;
         if !new {
             return Err(Refusal::new(
@@ -75,38 +93,37 @@ impl Router {
                 format!("there is a session {id} already"),
             ));
         }
-        let mut shared = live.lock();
-        shared.check_here(id)?;
-        self.say(&mut shared, said, self.now().wall);
-        Ok(shared.describe(self.inner.retention))
+        let now = self.now().wall;
+        let saved = {
+            let mut shared = live.lock();
+            shared.check_here(id)?;
+            self.change(&live, &mut shared, |profile| profile.saying(said, now))
+        };
+        self.saved(&live, saved?).await?;
+        Ok(live.lock().describe(self.inner.retention))
     }
 
     /// What there is to say about a session.
-    pub fn describe(&self, id: &str) -> Result<pb::Session, Refusal> {
-        Ok(self.find(id)?.lock().describe(self.inner.retention))
+    pub async fn describe(&self, id: &str) -> Result<pb::Session, Refusal> {
+        Ok(self.look_up(id).await?.lock().describe(self.inner.retention))
     }
 
     /// The sessions after a name, in the order of their names, that the tests let through, of their names and of what there is to
     /// say of them; and after which name to go on, if there may be more.
-    pub fn list(
+    pub async fn list(
         &self,
         (prefix, after): (&str, &str),
         count: usize,
         may_see: impl Fn(&str) -> bool,
         is_wanted: impl Fn(&pb::Session) -> bool,
-    ) -> (Vec<pb::Session>, Option<Str>) {
-        let mut lives = self.all_sessions();
-        lives.retain(|live| live.id().starts_with(prefix) && live.id().as_str() > after);
-        let by_name = |one: &Arc<Live>, other: &Arc<Live>| one.id().cmp(other.id());
-        let is_all = lives.len() <= SESSIONS_LOOKED_THROUGH;
-        if !is_all {
-            lives.select_nth_unstable_by(SESSIONS_LOOKED_THROUGH, by_name);
-            lives.truncate(SESSIONS_LOOKED_THROUGH);
-        }
-        lives.sort_unstable_by(by_name);
+    ) -> Result<(Vec<pb::Session>, Option<Str>), Refusal> {
+        let (names, is_all) = self.names(prefix, after).await?;
         let mut page = Vec::new();
-        for live in lives.iter().filter(|live| may_see(live.id())) {
-            let session = live.lock().describe(self.inner.retention);
+        for (name, there) in names.iter().filter(|(name, _)| may_see(name)) {
+            let session = match there {
+                There::Live(live) => live.lock().describe(self.inner.retention),
+                There::Stored(known) => stored::describe(known, self.inner.retention)?,
+            };
             if !is_wanted(&session) {
                 continue;
             }
@@ -114,69 +131,104 @@ impl Router {
                 let last = page
                     .last()
                     .map(|last: &pb::Session| Str::from(last.session_id.as_str()));
-                return (page, last);
+                return Ok((page, last));
             }
             page.push(session);
+            debug_assert_eq!(page.last().map(|last| last.session_id.as_str()), Some(name.as_str()));
         }
-        let last = lives.last().filter(|_| !is_all).map(|live| live.id().clone());
-        (page, last)
+        let last = names.keys().next_back().filter(|_| !is_all).cloned();
+        Ok((page, last))
+    }
+
+    /// The first sessions after a name, in the order of their names, and whether these are all.
+    async fn names(&self, prefix: &str, after: &str) -> Result<(BTreeMap<Str, There>, bool), Refusal> {
+        let most = SESSIONS_LOOKED_THROUGH;
+        let stored = self.inner.log.list(prefix, after, most).await?;
+        // Of what comes after the last of them, nothing is known yet.
+        let end = stored.last().filter(|_| stored.len() == most);
+        let end = end.map(|last| last.session.clone());
+        let mut lives = self.all_sessions();
+        lives.retain(|live| {
+            live.id().starts_with(prefix)
+                && live.id().as_str() > after
+                && end.as_ref().is_none_or(|end| live.id() <= end)
+        });
+        let mut is_all = end.is_none();
+        if lives.len() > most {
+            let by_name = |one: &Arc<Live>, other: &Arc<Live>| one.id().cmp(other.id());
+            lives.select_nth_unstable_by(most, by_name);
+            lives.truncate(most);
+            is_all = false;
+        }
+        let mut names: BTreeMap<_, _> = stored
+            .into_iter()
+            .map(|known| (known.session.clone(), There::Stored(known)))
+            .collect();
+        names.extend(lives.into_iter().map(|live| (live.id().clone(), There::Live(live))));
+        while names.len() > most {
+            names.pop_last();
+            is_all = false;
+        }
+        Ok((names, is_all))
     }
 
     /// Changes what is said of a session, if its etag is the one that is expected, where one is.
-    pub fn update(
+    pub async fn update(
         &self,
         id: &str,
         etag: &str,
         change: impl FnOnce(&mut Said) -> Result<(), Refusal>,
     ) -> Result<pb::Session, Refusal> {
-        let live = self.find(id)?;
-        let mut batch = Batch::new(self.now());
-        let mut shared = live.lock();
-        shared.check_here(live.id())?;
-        let now = shared.session.revision().to_string();
-        if !etag.is_empty() && etag != now {
-            return Err(
-                Refusal::new(Reason::EtagMismatch, format!("the session's etag is {now}, not {etag}"))
-                    .with("etag", now),
-            );
-        }
-        let mut said = shared.session.said().clone();
-        change(&mut said)?;
-        self.say(&mut shared, said, batch.now.wall);
-        let changed = shared.tell_changed(self.inner.retention);
-        drop(shared);
-        batch.touch(&live, Haste::Now);
-        batch.finish(None);
-        Ok(changed)
-    }
-
-    /// Lets the session, and the log if it has to know, have what is said of it.
-    fn say(&self, shared: &mut Shared, said: Said, now: SystemTime) {
-        let before = shared.session.retention(self.inner.retention);
-        shared.session.update(said, now);
-        let Retention { age, frames, bytes, .. } = shared.session.retention(self.inner.retention);
-        let keep = Keep { age, frames, bytes };
-        if (before.age, before.frames, before.bytes) != (age, frames, bytes) {
-            self.inner.log.retain(shared.session.id(), keep);
-        }
+        let live = self.look_up(id).await?;
+        let now = self.now().wall;
+        let saved = {
+            let mut shared = live.lock();
+            shared.check_here(live.id())?;
+            let is = shared.session.profile().revision.to_string();
+            if !etag.is_empty() && etag != is {
+                let text = format!("the session's etag is {is}, not {etag}");
+                return Err(Refusal::new(Reason::EtagMismatch, text).with("etag", is));
+            }
+            let mut said = shared.session.profile().said().clone();
+            change(&mut said)?;
+            self.change(&live, &mut shared, |profile| profile.saying(said, now))?
+        };
+        self.saved(&live, saved).await?;
+        Ok(self.tell_changed(&live))
     }
 
     /// Closes a session: its open requests end, and nothing more is written to it.
-    pub fn close(&self, id: &str, reason: &str) -> Result<pb::Session, Refusal> {
-        let live = self.find(id)?;
+    pub async fn close(&self, id: &str, reason: &str) -> Result<pb::Session, Refusal> {
+        let live = self.look_up(id).await?;
         let mut batch = Batch::new(self.now());
         let reason = if reason.is_empty() {
             "the session was closed"
         } else {
             reason
         };
+        let closing = self.end_all_and_close(&live, reason, &mut batch);
+        batch.finish(None);
+        let Some(saved) = closing? else {
+            return Ok(live.lock().describe(self.inner.retention));
+        };
+        self.saved(&live, saved).await?;
+        tracing::info!(session = id, "session closed");
+        Ok(self.tell_changed(&live))
+    }
+
+    /// Ends the requests of a session, until none is open, and closes it then; nothing comes of it if it is closed already.
+    fn end_all_and_close(
+        &self,
+        live: &Arc<Live>,
+        reason: &str,
+        batch: &mut Batch,
+    ) -> Result<Option<Wait<()>>, Refusal> {
         loop {
             let open = live.lock().session.open_ids();
             // The newest first: none is to begin because the one before it has ended.
             for request in open.iter().rev() {
-                match self.end(&live, request, Cause::SessionClosed, reason, &mut batch) {
+                match self.end(live, request, Cause::SessionClosed, reason, batch) {
                     Err(refusal) if !matches!(refusal.reason, Reason::RequestEnded | Reason::RequestNotFound) => {
-                        batch.finish(None);
                         return Err(refusal);
                     }
                     _ => {}
@@ -188,47 +240,70 @@ impl Router {
                 // One came in between.
                 continue;
             }
-            let was = shared.session.state();
-            shared.session.close(batch.now.wall);
-            let changed = if was == shared.session.state() {
-                shared.describe(self.inner.retention)
-            } else {
-                shared.tell_changed(self.inner.retention)
+            return match shared.session.state() {
+                State::Closed => Ok(None),
+                State::Open => self
+                    .change(live, &mut shared, |profile| profile.closed(batch.now.wall))
+                    .map(Some),
             };
-            drop(shared);
-            batch.touch(&live, Haste::Now);
-            batch.finish(None);
-            tracing::info!(session = id, "session closed");
-            return Ok(changed);
         }
     }
 
+    /// Tells the members what the session is like now.
+    fn tell_changed(&self, live: &Arc<Live>) -> pb::Session {
+        let mut batch = Batch::new(self.now());
+        let changed = live.lock().tell_changed(self.inner.retention);
+        batch.touch(live, Haste::Now);
+        batch.finish(None);
+        changed
+    }
+
     /// Removes a session with all that it holds.
-    pub fn delete(&self, id: &str) -> Result<(), Refusal> {
-        let live = self.find(id)?;
-        self.evict(
-            &live,
-            &Refusal::new(Reason::SessionDeleted, format!("session {id} was deleted")),
-            |_| true,
-        );
+    pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
+        let live = self.look_up(id).await?;
+        let refusal = Refusal::new(Reason::SessionDeleted, format!("session {id} was deleted"));
+        let durable = self.evict(&live, &refusal, Away::Deleted, |_| true).transpose()?;
+        if let Some(durable) = durable {
+            durable.await?;
+        }
         tracing::info!(session = id, "session deleted");
         Ok(())
     }
 
-    /// Takes a session out of the registry and the log, and everybody out of the session.
-    pub(super) fn evict(&self, live: &Arc<Live>, refusal: &Refusal, only_if: impl Fn(&Shared) -> bool) -> bool {
+    /// Takes a session out of the registry, and everybody out of the session. Nothing comes of it if it is not to be, or if it
+    /// is not there any more; else what tells that the log has followed.
+    pub(super) fn evict(
+        &self,
+        live: &Arc<Live>,
+        refusal: &Refusal,
+        away: Away,
+        only_if: impl Fn(&Shared) -> bool,
+    ) -> Option<Result<Wait<()>, log::Error>> {
         let mut batch = Batch::new(self.now());
         let mut shard = self.shard(live.id());
         if !shard.get(live.id()).is_some_and(|there| Arc::ptr_eq(there, live)) {
-            return false;
+            return None;
         }
         let mut shared = live.lock();
         if !only_if(&shared) {
-            return false;
+            return None;
         }
+        // If the log refuses, nothing has happened.
+        let followed = match away {
+            Away::Deleted => match self.inner.log.delete(live.id()) {
+                Ok(durable) => durable,
+                Err(error) => return Some(Err(error)),
+            },
+            Away::Unloaded => {
+                self.inner.log.unload(live.id(), None);
+                log::ready(())
+            }
+        };
         shard.remove(live.id());
-        self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
-        self.inner.subjects.give_back(live.owner(), Thing::Session);
+        if away == Away::Deleted || !self.inner.log.is_lasting() || !shared.is_there {
+            self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
+            self.inner.subjects.give_back(live.owner(), Thing::Session);
+        }
         shared.gone = true;
         let mut effects = Vec::new();
         let open = shared.session.open_ids();
@@ -241,19 +316,18 @@ impl Router {
             shared.rise(seat.key());
         }
         drop(shared);
-        self.inner.log.delete(live.id());
         drop(shard);
         for seat in &seats {
             dismiss(seat, refusal, &mut batch);
         }
         self.carry_out(live, effects, &mut batch);
         batch.finish(None);
-        true
+        Some(Ok(followed))
     }
 
     /// Reads a log.
     pub async fn frames(&self, id: &str, epoch: &str, query: &Query) -> Result<Listing, Refusal> {
-        let live = self.find(id)?;
+        let live = self.look_up(id).await?;
         let (committed, first) = {
             let shared = live.lock();
             (shared.committed, shared.session.first())

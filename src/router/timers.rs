@@ -20,7 +20,7 @@ use super::live::{Live, Shared};
 use super::{Inner, Router, memory};
 use crate::error::{Reason, Refusal};
 use crate::limits::Limits;
-use crate::session::{Cause, Now};
+use crate::session::Cause;
 
 /// Spokes of the wheel of connections.
 pub(super) const WHEEL: usize = 32;
@@ -401,26 +401,20 @@ impl Router {
         )));
     }
 
-    /// Removes what is too old, and sessions that nobody has used for long.
+    /// Removes what is too old, and sessions that nobody has used for long, and lets those go that the log has.
     fn sweep(&self) {
-        let Now { mono: now, wall } = self.now();
+        let now = self.now();
         for live in self.all_sessions() {
-            self.trim(&live, wall);
-            let is_idle = |shared: &Shared| {
-                shared.seats().is_empty()
-                    && shared.session.open_request_count() == 0
-                    && now.saturating_duration_since(shared.last_used)
-                        > shared.session.retention(self.inner.retention).idle
-            };
-            let refusal = Refusal::new(Reason::SessionDeleted, "the session was not used for long");
-            if is_idle(&live.lock()) && self.evict(&live, &refusal, is_idle) {
-                tracing::info!(session = %live.id(), "idle session removed");
+            self.trim(&live, now.wall);
+            self.remove_if_idle(&live);
+            if self.inner.log.is_lasting() {
+                self.unload(live, now);
             }
         }
     }
 
     /// Removes what of a session is too old. Whoever still wants to read it finds the gap.
-    fn trim(&self, live: &Live, now: SystemTime) {
+    pub(super) fn trim(&self, live: &Live, now: SystemTime) {
         let mut shared = live.lock();
         if shared.gone || shared.session.first() > shared.session.head() {
             return;
@@ -445,10 +439,16 @@ impl Router {
             .sum()
     }
 
-    /// Ends what is still open, and all connections.
+    /// How many frames wait to be durable.
+    pub fn unsettled(&self) -> usize {
+        self.all_sessions().iter().map(|live| live.lock().pending.len()).sum()
+    }
+
+    /// Ends all connections; and what is still open, unless it can go on in the next process.
     pub fn shut_down(&self) {
         let mut batch = Batch::new(self.now());
-        for live in self.all_sessions() {
+        let ends = !self.inner.log.is_lasting();
+        for live in self.all_sessions().into_iter().filter(|_| ends) {
             let open = live.lock().session.open_ids();
             for request in open.iter().rev() {
                 self.end_or_retry(&live, request, Cause::Shutdown, &mut batch);

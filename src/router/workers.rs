@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::Batch;
+use super::kept::KeptHolder;
 use super::link::{Form, Link};
 use super::live::{Live, Shared};
 use super::why::timeouts;
@@ -19,7 +20,7 @@ use super::{Router, timers};
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Str, matches, pb};
 use crate::session::dispatch::{Contact, Offer, Ticket};
-use crate::session::{Cause, Holder, WorkerKey};
+use crate::session::{Cause, Holder, Now, WorkerKey};
 
 /// What a connection offers as a worker.
 #[derive(Clone, Debug)]
@@ -110,6 +111,10 @@ impl Worker {
 
     pub fn name(&self) -> &Str {
         &self.name
+    }
+
+    pub fn subject(&self) -> &Str {
+        &self.subject
     }
 
     pub fn link(&self) -> Option<Arc<Link>> {
@@ -358,6 +363,33 @@ impl Router {
         let before = self.move_to(&worker, link);
         drop(workers);
         Ok((worker, before))
+    }
+
+    /// A worker that had a request of the session before this process was: it may come back, as after the loss of its
+    /// connection.
+    pub(super) fn expect_back(&self, role: &Str, holder: &KeptHolder, live: &Arc<Live>, now: Now) -> WorkerKey {
+        let mut workers = self.workers();
+        let id = (role.detached(), Str::from(holder.name.as_str()));
+        let worker = match workers.by_name.get(&id) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let since = (now.wall, self.lease(role));
+                let subject = Str::from(holder.subject.as_str());
+                let worker = Arc::new(Worker::new(WorkerKey(self.next_id()), &id, subject, since));
+                workers.by_key.insert(worker.key, Arc::clone(&worker));
+                workers.by_name.insert(id, Arc::clone(&worker));
+                let mut post = worker.post();
+                post.contact = Contact::Away;
+                post.away_until = Some(now.mono + self.limits().worker_grace);
+                drop(post);
+                worker
+            }
+        };
+        let mut post = worker.post();
+        let place = Arc::as_ptr(live) as usize;
+        post.held.entry(place).or_insert_with(|| (Arc::clone(live), 0)).1 += 1;
+        self.dispatch().expect_back(worker.key, role);
+        worker.key
     }
 
     /// The worker is reached by the connection from now on; whence it came, unless it had this one before.

@@ -264,6 +264,28 @@ impl Dispatch {
         role.fill(key, self.bounds)
     }
 
+    /// A worker that is away, from before this dispatch was, has one more request, and may come back to it.
+    pub fn expect_back(&mut self, key: WorkerKey, name: &Str) {
+        self.served.insert(key, name.detached());
+        let role = self.roles.entry(name.detached()).or_default();
+        match role.workers.iter_mut().find(|worker| worker.key == key) {
+            Some(worker) => worker.in_flight += 1,
+            None => role.workers.push(Worker {
+                key,
+                offer: Offer {
+                    role: name.detached(),
+                    sessions: Vec::new(),
+                    // What it may is known when it is back.
+                    granted: vec![Str::from_static("*")],
+                    max_in_flight: 0,
+                    draining: false,
+                },
+                contact: Contact::Away,
+                in_flight: 1,
+            }),
+        }
+    }
+
     /// A worker is gone. What it held is the sessions' to end.
     pub fn unregister(&mut self, key: WorkerKey) {
         let Some(name) = self.served.remove(&key) else { return };

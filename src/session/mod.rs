@@ -29,7 +29,9 @@ use crate::limits::Limits;
 pub use crate::limits::Concurrency;
 pub use members::{Member, Seat};
 use requests::{Cancelling, Hold, Phase, Request, Requests};
-pub use requests::{Cause, Due, Ended, Holder, Loss, Opened, Outcome, Remaining, Stage, Terms};
+pub use requests::{
+    Cause, Due, Ended, Held, Holder, Loss, Opened, Outcome, Remaining, Reopened, Stage, Standing, Terms,
+};
 use window::{Key, Seen, Window};
 
 /// Which connection; never used twice in the life of a process.
@@ -67,6 +69,13 @@ pub struct Said {
     pub labels: BTreeMap<String, String>,
     /// How it wants the session to be kept, if it asks for anything: most do not, and are to cost little.
     pub retention: Option<Box<Wanted>>,
+}
+
+impl Said {
+    /// As a profile has it.
+    pub fn boxed(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
 }
 
 /// How a session is to be kept, as far as it asks for something of its own.
@@ -260,6 +269,34 @@ impl Plan {
         }
     }
 
+    /// How its frame is known again, if it is sent again: its sender, and the digest of what it says.
+    pub fn seen(&self) -> Option<(&Str, u64)> {
+        self.key.as_ref().map(|(key, substance)| (key.sender(), *substance))
+    }
+
+    /// The request that it opens, as it will stand.
+    pub fn opening(&self, now: SystemTime) -> Option<Standing<'_>> {
+        match &self.change {
+            Change::Open {
+                request,
+                role,
+                asker,
+                terms,
+            } => Some(Standing {
+                id: request,
+                seq: self.seq,
+                role,
+                asker,
+                terms,
+                accepted_at: now,
+                attempts: 0,
+                holder: None,
+                cancelled: None,
+            }),
+            _ => None,
+        }
+    }
+
     /// Whether a request begins again.
     pub fn restarts(&self) -> bool {
         matches!(self.change, Change::Restart { .. })
@@ -370,18 +407,94 @@ pub struct Entry {
     pub replaced: Option<Seat>,
 }
 
+/// What there is to know of a session beside its log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Whether it may be written.
+    pub state: State,
+    /// What the application has said of it, if it has: of most it has not, and they are to cost little.
+    pub said: Option<Box<Said>>,
+    /// When it came into being.
+    pub created_at: SystemTime,
+    /// When any of this changed last.
+    pub updated_at: SystemTime,
+    /// Changes of any of this.
+    pub revision: u64,
+}
+
+impl Profile {
+    /// Of a new session.
+    pub fn new(now: SystemTime) -> Self {
+        Self {
+            state: State::Open,
+            said: None,
+            created_at: now,
+            updated_at: now,
+            revision: 1,
+        }
+    }
+
+    /// With something else said of it, which has been checked.
+    #[must_use]
+    pub fn saying(mut self, said: Said, now: SystemTime) -> Self {
+        self.said = said.boxed();
+        self.touched(now)
+    }
+
+    /// What the application has said of it.
+    pub fn said(&self) -> &Said {
+        static NOTHING: Said = Said {
+            metadata: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            retention: None,
+        };
+        self.said.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// How the session is kept, where these are the settings.
+    pub fn retention(&self, settings: Retention) -> Retention {
+        match &self.said().retention {
+            Some(wanted) => settings.cut(wanted),
+            None => settings,
+        }
+    }
+
+    /// What is sent from now on is refused. The open requests are to be ended before.
+    #[must_use]
+    pub fn closed(mut self, now: SystemTime) -> Self {
+        if self.state == State::Closed {
+            return self;
+        }
+        self.state = State::Closed;
+        self.touched(now)
+    }
+
+    fn touched(mut self, now: SystemTime) -> Self {
+        self.revision += 1;
+        self.updated_at = now;
+        self
+    }
+}
+
+/// The log of a session that comes back.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// The identity of its life.
+    pub epoch: Str,
+    /// Its oldest seq, `head + 1` if it is empty.
+    pub first: u64,
+    /// Its newest seq, 0 for none.
+    pub head: u64,
+}
+
 /// One session. `F` is what the caller keeps with each open request (its frame).
 #[derive(Debug)]
 pub struct Session<F> {
     id: Str,
     epoch: Str,
-    state: State,
     head: u64,
     first: u64,
-    said: Said,
-    created_at: SystemTime,
-    updated_at: SystemTime,
-    revision: u64,
+    profile: Profile,
     members: members::Members,
     requests: Requests<F>,
     seen: Window,
@@ -391,16 +504,23 @@ pub struct Session<F> {
 impl<F> Session<F> {
     /// A new session with an empty log.
     pub fn new(id: Str, epoch: Str, limits: Arc<Limits>, now: SystemTime) -> Self {
+        let extent = Extent {
+            epoch,
+            first: 1,
+            head: 0,
+        };
+        Self::restore(id, extent, Profile::new(now), limits)
+    }
+
+    /// A session that comes back: nobody is in it yet, and what is to be remembered comes by `recall_id`, `recall_end` and
+    /// `reopen`, the oldest first.
+    pub fn restore(id: Str, extent: Extent, profile: Profile, limits: Arc<Limits>) -> Self {
         Self {
             id,
-            epoch,
-            state: State::Open,
-            head: 0,
-            first: 1,
-            said: Said::default(),
-            created_at: now,
-            updated_at: now,
-            revision: 1,
+            epoch: extent.epoch,
+            head: extent.head,
+            first: extent.first,
+            profile,
             members: members::Members::default(),
             requests: Requests::default(),
             seen: Window::default(),
@@ -430,30 +550,22 @@ impl<F> Session<F> {
 
     /// Whether it may be written.
     pub fn state(&self) -> State {
-        self.state
+        self.profile.state
     }
 
-    /// What the application has said of it.
-    pub fn said(&self) -> &Said {
-        &self.said
+    /// What there is to know of it beside its log.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// From now on this is to be known of it.
+    pub fn set_profile(&mut self, profile: Profile) {
+        self.profile = profile;
     }
 
     /// How it is kept, where these are the settings.
     pub fn retention(&self, settings: Retention) -> Retention {
-        match &self.said.retention {
-            Some(wanted) => settings.cut(wanted),
-            None => settings,
-        }
-    }
-
-    /// When it came into being, and when what is said of it, or its state, changed last.
-    pub fn times(&self) -> (SystemTime, SystemTime) {
-        (self.created_at, self.updated_at)
-    }
-
-    /// Changes with what is said of it, and with its state.
-    pub fn revision(&self) -> u64 {
-        self.revision
+        self.profile.retention(settings)
     }
 
     /// The members by name.
@@ -538,7 +650,10 @@ impl<F> Session<F> {
         }
         match self.seen.get(&key) {
             None => Ok(Known::New(Some((key, post.substance)))),
-            Some(seen) if seen.substance == post.substance => Ok(Known::Duplicate(seen.seq)),
+            // Where it is not known what the frame said, its id is believed.
+            Some(seen) if seen.substance.is_none_or(|substance| substance == post.substance) => {
+                Ok(Known::Duplicate(seen.seq))
+            }
             Some(seen) => {
                 let text = format!(
                     "frame {} of this sender, at {}, says something else; use a new id",
@@ -676,7 +791,7 @@ impl<F> Session<F> {
         if let Some((key, substance)) = plan.key {
             let seen = Seen {
                 seq: plan.seq,
-                substance,
+                substance: Some(substance),
             };
             self.seen.insert(key.detached(), seen, self.limits.dedup_ids);
         }
@@ -824,6 +939,50 @@ impl<F> Session<F> {
     pub fn cancel_message(&self, request: &str) -> Option<&str> {
         let cancelling = self.requests.get(request)?.cancelling.as_ref()?;
         Some(&cancelling.message)
+    }
+
+    /// An open request, as it is to be remembered.
+    pub fn standing(&self, request: &str) -> Option<Standing<'_>> {
+        self.requests.entry(request).map(|(id, open)| open.standing(id))
+    }
+
+    /// A frame is in the log that was in another one, at this place.
+    pub fn adopt(&mut self, seq: u64, first: u64) {
+        debug_assert_eq!(seq, self.head + 1, "adopted in order");
+        self.head = seq;
+        self.first = first;
+    }
+
+    /// A frame of the log, by which it is known again: its sender, its id, of replies the request and the attempt, its place and
+    /// what it says.
+    pub fn recall_id(
+        &mut self,
+        (sender, id): (&Str, &Str),
+        reply: Option<(&Str, u32)>,
+        seq: u64,
+        substance: Option<u64>,
+    ) {
+        let key = Key::new(sender, id);
+        let key = match reply {
+            Some((request, attempt)) => key.of_reply(request, attempt),
+            None => key,
+        };
+        let seen = Seen { seq, substance };
+        self.seen.insert(key.detached(), seen, self.limits.dedup_ids);
+    }
+
+    /// A request of the log that is over.
+    pub fn recall_end(&mut self, ended: Ended) {
+        self.requests.remember(ended, self.limits.ended_requests);
+    }
+
+    /// A request of the log that is not over goes on from where it was.
+    pub fn reopen(&mut self, id: Str, reopened: Reopened<F>, now: Now) -> Vec<Effect> {
+        let is_behind = !self.requests.of_role(&reopened.role).is_empty();
+        let request = reopened.into_request(is_behind, now);
+        let waits = matches!(request.phase, Phase::Waiting);
+        self.requests.open(id.clone(), request);
+        if waits { self.submit(id) } else { Vec::new() }
     }
 
     /// The open requests for a role that a new one takes the place of.
@@ -974,33 +1133,14 @@ impl<F> Session<F> {
         Some(member)
     }
 
-    /// Something else is said of it, which has been checked.
-    pub fn update(&mut self, said: Said, now: SystemTime) {
-        self.said = said;
-        self.touch(now);
-    }
-
     /// The log has let go of what was before `first`.
     pub fn trimmed(&mut self, first: u64) {
         self.first = self.first.max(first);
     }
 
-    /// Refuse what is sent from now on. The open requests are to be ended before.
-    pub fn close(&mut self, now: SystemTime) {
-        if self.state == State::Open {
-            self.state = State::Closed;
-            self.touch(now);
-        }
-    }
-
-    fn touch(&mut self, now: SystemTime) {
-        self.revision += 1;
-        self.updated_at = now;
-    }
-
     /// Whether the session may be written.
     pub fn check_open(&self) -> Result<(), Refusal> {
-        match self.state {
+        match self.profile.state {
             State::Open => Ok(()),
             State::Closed => Err(Refusal::new(
                 Reason::SessionClosed,

@@ -242,6 +242,112 @@ pub struct Ended {
     pub at: SystemTime,
 }
 
+/// An open request, as it is to be remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing<'a> {
+    /// Its id.
+    pub id: &'a Str,
+    /// Its place in the log.
+    pub seq: u64,
+    /// Its role.
+    pub role: &'a Str,
+    /// Who asked.
+    pub asker: &'a Str,
+    /// How it is to be carried out.
+    pub terms: &'a Terms,
+    /// Since when it is in the log.
+    pub accepted_at: SystemTime,
+    /// How many workers have had it.
+    pub attempts: u32,
+    /// Who has it.
+    pub holder: Option<Holder>,
+    /// What was said when it was cancelled.
+    pub cancelled: Option<&'a str>,
+}
+
+/// An open request that comes back.
+#[derive(Debug)]
+pub struct Reopened<F> {
+    /// Its place in the log.
+    pub seq: u64,
+    /// Its role.
+    pub role: Str,
+    /// Who asked.
+    pub asker: Str,
+    /// How it is to be carried out.
+    pub terms: Box<Terms>,
+    /// Since when it is in the log.
+    pub accepted_at: SystemTime,
+    /// How many workers have had it.
+    pub attempts: u32,
+    /// Who had it last, and may come back.
+    pub held: Option<Held>,
+    /// What was said when it was cancelled, and how long its worker has to end it.
+    pub cancelled: Option<(String, Duration)>,
+    /// What to keep with it.
+    pub kept: F,
+}
+
+/// What a worker has said of a request that comes back.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Who has it.
+    pub holder: Holder,
+    /// How many chunks there are.
+    pub chunks: u32,
+    /// Where the last of them is; of no account without any.
+    pub last_seq: u64,
+}
+
+impl<F> Reopened<F> {
+    /// Its times run on by the calendar in all, and anew where it is: nobody could do anything meanwhile.
+    pub(super) fn into_request(self, is_behind: bool, now: Now) -> Request<F> {
+        let age = now.wall.duration_since(self.accepted_at).unwrap_or_default();
+        let phase = match self.held {
+            Some(Held {
+                holder,
+                chunks,
+                last_seq,
+            }) => {
+                let hold = Hold {
+                    worker: holder.worker,
+                    // No connection has this number: the worker comes back by another one, or not at all.
+                    connection: ConnectionId(0),
+                    attempt: holder.attempt,
+                };
+                match chunks {
+                    0 => Phase::Assigned(hold),
+                    _ => Phase::Started { hold, chunks, last_seq },
+                }
+            }
+            None if is_behind && self.terms.concurrency == Concurrency::Queue => Phase::Queued,
+            None => Phase::Waiting,
+        };
+        let mut request = Request {
+            seq: self.seq,
+            role: self.role,
+            asker: self.asker,
+            accepted_at: self.accepted_at,
+            total_until: now.mono + self.terms.total.saturating_sub(age),
+            phase,
+            changed_at: now.wall,
+            phase_until: None,
+            cancelling: self.cancelled.map(|(message, left)| Cancelling {
+                until: now.mono + left,
+                message,
+            }),
+            // Whoever asked is not there yet.
+            gone_until: self.terms.gone.map(|gone| now.mono + gone),
+            attempts: self.attempts,
+            past: Vec::new(),
+            terms: self.terms,
+            kept: self.kept,
+        };
+        request.enter(phase, now);
+        request
+    }
+}
+
 /// What remains of a request's times, where they run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remaining {
@@ -317,6 +423,20 @@ impl<F> Request<F> {
         match self.phase {
             Phase::Queued | Phase::Waiting => None,
             Phase::Assigned(hold) | Phase::Started { hold, .. } => Some(hold),
+        }
+    }
+
+    pub fn standing<'a>(&'a self, id: &'a Str) -> Standing<'a> {
+        Standing {
+            id,
+            seq: self.seq,
+            role: &self.role,
+            asker: &self.asker,
+            terms: &self.terms,
+            accepted_at: self.accepted_at,
+            attempts: self.attempts,
+            holder: self.hold().map(|hold| hold.holder()),
+            cancelled: self.cancelling.as_ref().map(|cancelling| cancelling.message.as_str()),
         }
     }
 
@@ -550,21 +670,26 @@ impl<F> Requests<F> {
     pub fn close(&mut self, request: &str, ended: (Outcome, u64, SystemTime), remember: usize) -> Option<Request<F>> {
         let (id, open) = self.open.remove_entry(request)?;
         self.queued -= usize::from(matches!(open.phase, Phase::Queued));
-        if self.ended.len() >= remember {
-            self.ended.pop_front();
-        }
         let (outcome, seq, at) = ended;
-        self.ended.push_back(Ended {
+        let ended = Ended {
             id: id.detached(),
             outcome,
             attempt: open.hold().map_or(0, |hold| hold.attempt),
             seq,
             at,
-        });
+        };
+        self.remember(ended, remember);
         if self.open.is_empty() {
             self.earliest = None;
         }
         Some(open)
+    }
+
+    pub fn remember(&mut self, ended: Ended, limit: usize) {
+        if self.ended.len() >= limit {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ended);
     }
 
     /// The first of the role that waited for its turn, if it has come.

@@ -1087,7 +1087,8 @@ fn the_machine_keeps_its_promises() {
             world.now.mono += Duration::from_secs(60);
             world.time_passes();
             assert!(world.model.open.is_empty(), "every request ends");
-            world.session.close(world.now.wall);
+            let closed = world.session.profile().clone().closed(world.now.wall);
+            world.session.set_profile(closed);
             world.closed = true;
             for _ in 0..20 {
                 world.event();

@@ -22,6 +22,11 @@ impl Key {
         }
     }
 
+    /// Who sends it.
+    pub fn sender(&self) -> &Str {
+        &self.sender
+    }
+
     /// The identity of a reply.
     pub fn of_reply(self, request: &Str, attempt: u32) -> Self {
         Self {
@@ -45,8 +50,8 @@ impl Key {
 pub(super) struct Seen {
     /// Where it is in the log.
     pub seq: u64,
-    /// A digest of what it says.
-    pub substance: u64,
+    /// A digest of what it says, if that is known.
+    pub substance: Option<u64>,
 }
 
 /// The newest keys; the oldest is forgotten when there are too many.

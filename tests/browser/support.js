@@ -32,7 +32,8 @@ export async function startGateway(settings) {
   const address = `127.0.0.1:${port}`;
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("TWINSPAN_")));
   // The pages come from another port, and so from another origin.
-  const all = { ORIGINS: "http://127.0.0.1:*,http://localhost:*", ...settings };
+  const data = await mkdtemp(join(tmpdir(), "twinspan-browser-"));
+  const all = { ORIGINS: "http://127.0.0.1:*,http://localhost:*", DATA_DIR: data, ...settings };
   for (const [name, value] of Object.entries(all)) env[`TWINSPAN_${name}`] = value;
   const binary = process.env.TWINSPAN_BINARY ?? join(root, "target/debug/twinspan");
   const child = spawn(binary, ["serve", "--listen", address], { env, stdio: ["ignore", "pipe", "pipe"] });

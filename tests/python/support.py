@@ -45,6 +45,7 @@ class Gateway:
         self.address = f"127.0.0.1:{self.port}"
         self.ws_url = f"ws://{self.address}/v1/ws"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWINSPAN_")}
+        settings.setdefault("data_dir", f"{log}.data")
         environment |= {f"TWINSPAN_{name.upper()}": value for name, value in settings.items()}
         self.log = open(log, "w+b")
         command = [BINARY, self.command, "--listen", self.address]

@@ -52,7 +52,8 @@ def test_no_new_connections_are_taken(gateway, attach):
 
 
 def test_what_does_not_finish_in_time_is_ended(start):
-    gateway = start(drain_grace="500ms")
+    # On disk it would go on in the next process.
+    gateway = start(drain_grace="500ms", durability="memory")
     asker, worker = peer(gateway, "json"), peer(gateway, "grpc")
     asker.join("s")
     worker.serve("brain")

@@ -2,6 +2,7 @@
 
 use twinspan::error::Reason;
 use twinspan::frame::{Control, Frame};
+use twinspan::log::Durability;
 
 use crate::harness::*;
 use crate::scenarios;
@@ -44,7 +45,8 @@ async fn what_is_open_finishes(one: Face, other: Face) {
 
 #[tokio::test]
 async fn what_does_not_finish_is_ended() {
-    let mut gateway = Gateway::start().await;
+    // Where sessions are lasting it goes on in the next process.
+    let mut gateway = Gateway::with(|config| config.durability = Durability::Memory).await;
     let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
     let mut ann = gateway.member(Face::Json, "s", "ann").await;
     ann.send(request("s", "q", "brain")).await;

@@ -148,7 +148,7 @@ async fn nothing_is_left_behind(one: Face, other: Face) {
     patiently("the connections to be gone", count.wait_for(|count| *count == 0))
         .await
         .unwrap();
-    let session = gateway.router.describe("s").unwrap();
+    let session = gateway.router.describe("s").await.unwrap();
     assert_eq!((session.member_count, session.open_request_count), (0, 0));
     gateway.stopped().await;
 }

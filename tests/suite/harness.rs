@@ -2,7 +2,9 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -23,7 +25,7 @@ use twinspan::error::Reason;
 use twinspan::frame::pb::admin_client::AdminClient;
 use twinspan::frame::pb::sessions_client::SessionsClient;
 use twinspan::frame::{Body, Control, Frame, Payload, Rules, Str, Types, pb};
-use twinspan::log::Log;
+use twinspan::log::{Durability, Log};
 use twinspan::router::Router;
 use twinspan::server::Server;
 
@@ -181,6 +183,11 @@ pub fn config(change: impl FnOnce(&mut Config)) -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         ..Config::default()
     };
+    config.durability = Durability::Memory;
+    if on_disk() {
+        config.durability = Durability::Durable;
+        config.data_dir = data_dir();
+    }
     // What a test leaves open is not waited for.
     config.drain_grace = Duration::from_millis(100);
     // All peers come from one address.
@@ -188,6 +195,22 @@ pub fn config(change: impl FnOnce(&mut Config)) -> Config {
     config.limits.connects_per_second = 100_000;
     change(&mut config);
     config
+}
+
+/// Whether all gateways that do not say otherwise keep their sessions on disk: the suite is run over both stores.
+fn on_disk() -> bool {
+    std::env::var_os("SUITE_ON_DISK").is_some()
+}
+
+/// A directory that nobody else has. All of them are in one for the process, which the next run clears away.
+pub fn data_dir() -> PathBuf {
+    static ALL: LazyLock<PathBuf> = LazyLock::new(|| {
+        let all = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("data");
+        std::fs::remove_dir_all(&all).ok();
+        all
+    });
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    ALL.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string())
 }
 
 /// What a peer speaks.
@@ -349,6 +372,17 @@ impl Peer {
             Wire::WebSocket { socket, binary } => {
                 let message = message(&frame, *binary, &self.types);
                 socket.send(message).await.unwrap();
+            }
+        }
+    }
+
+    /// Sends a frame; whether there was still a connection to send it by.
+    pub async fn offer(&mut self, frame: Frame) -> bool {
+        match &mut self.wire {
+            Wire::Grpc { send, .. } => send.as_ref().is_some_and(|send| send.send(frame).is_ok()),
+            Wire::WebSocket { socket, binary } => {
+                let message = message(&frame, *binary, &self.types);
+                socket.send(message).await.is_ok()
             }
         }
     }

@@ -32,6 +32,7 @@ fn takes(deed: Deed) -> (&'static [Permission], &'static [Permission]) {
         Deed::CallGet | Deed::CallListFrames | Deed::CallWatch | Deed::CallWhy | Deed::CallList => (&[], &[Read]),
         Deed::CallUpdate | Deed::CallClose | Deed::CallDelete => (&[], &[Manage]),
         Deed::ListWorkers | Deed::DrainWorker | Deed::Stats | Deed::Revoke | Deed::ListRevocations => (&[], &[Admin]),
+        Deed::Backup | Deed::Export | Deed::Import => (&[], &[Admin]),
     }
 }
 
@@ -294,6 +295,14 @@ impl Stage {
                 let list = pb::ListRevocationsRequest {};
                 of_call(admin.list_revocations(authorized(list, token)).await)
             }
+            Deed::Backup => of_call(admin.backup(authorized(pb::BackupRequest {}, token)).await),
+            Deed::Export => {
+                let nothing = pb::ExportRequest {
+                    prefix: "nothing-".to_owned(),
+                };
+                of_call(admin.export(authorized(nothing, token)).await)
+            }
+            Deed::Import => of_call(admin.import(authorized(tokio_stream::empty(), token)).await),
             other => panic!("{other:?} is no call"),
         }
     }

@@ -1,12 +1,7 @@
 //! No credential gets into the gateway's log, whichever way it comes, however talkative the log is.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 use twinspan::auth::Grant;
 use twinspan::auth::mint::{self, KeyWishes};
@@ -15,56 +10,24 @@ use twinspan::frame::{Body, Control, Frame, pb};
 
 use crate::harness::*;
 use crate::keys::{AUDIENCE, ISSUER, Keys, everything, now};
+use crate::process::{Process, bare};
 
-/// A gateway in a process of its own, whose log is read.
-struct Process {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    address: SocketAddr,
-}
-
-impl Process {
-    fn start(keys: &Keys, format: &str) -> Self {
-        let config = format!(
-            "listen = \"127.0.0.1:0\"\n\
-             [log]\nformat = \"{format}\"\nfilter = \"trace\"\n\
-             [auth]\nquery = true\napi_keys = {:?}\nrevocations = {:?}\n\
-             [[auth.issuers]]\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\nalgorithms = [\"HS256\"]\nsecret_file = {:?}\n",
-            keys.folder.path("keys.toml"),
-            keys.folder.path("revocations"),
-            keys.folder.path("secret"),
-        );
-        let path = keys.folder.write("twinspan.toml", config);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_twinspan"))
-            .args(["serve", "--config"])
-            .arg(path)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = mpsc::channel();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut seen = Vec::new();
-        let address = loop {
-            let line = lines
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| panic!("no address in {seen:#?}"));
-            let found = line.split(|c: char| !(c.is_ascii_digit() || ".:".contains(c)));
-            let found = found.filter_map(|part| part.parse::<SocketAddr>().ok()).next();
-            match found.filter(|address| line.contains("listening") && address.port() > 0) {
-                Some(address) => break address,
-                None => seen.push(line),
-            }
-        };
-        Self { child, lines, address }
-    }
-
-    /// All that it has logged until it was stopped.
-    fn stopped(mut self) -> String {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
-        assert!(self.child.wait().unwrap().success());
-        self.lines.iter().collect::<Vec<_>>().join("\n")
-    }
+/// A gateway in a process of its own, which authenticates its peers and is as talkative as can be.
+fn start(keys: &Keys, format: &str) -> Process {
+    let config = format!(
+        "listen = \"127.0.0.1:0\"\n\
+         durability = \"memory\"\n\
+         [log]\nformat = \"{format}\"\nfilter = \"trace\"\n\
+         [auth]\nquery = true\napi_keys = {:?}\nrevocations = {:?}\n\
+         [[auth.issuers]]\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\nalgorithms = [\"HS256\"]\nsecret_file = {:?}\n",
+        keys.folder.path("keys.toml"),
+        keys.folder.path("revocations"),
+        keys.folder.path("secret"),
+    );
+    let path = keys.folder.write("twinspan.toml", config);
+    let mut command = bare();
+    command.args(["serve", "--config"]).arg(path);
+    Process::start(command)
 }
 
 async fn say_everything(address: SocketAddr, secrets: &[String]) {
@@ -122,7 +85,7 @@ async fn credentials_are_never_logged() {
         "not-a-token-but-a-password".to_owned(),
     ];
     for format in ["text", "json"] {
-        let process = Process::start(&keys, format);
+        let process = start(&keys, format);
         say_everything(process.address, &secrets).await;
         let log = process.stopped();
         assert!(

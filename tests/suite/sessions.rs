@@ -339,7 +339,7 @@ async fn the_newer_of_two_by_one_name_wins(one: Face, other: Face) {
     drop(old);
     new.send(text("s", "y", "still here")).await;
     assert_eq!(new.logged().await.seq, 2);
-    assert_eq!(gateway.router.describe("s").unwrap().member_count, 1);
+    assert_eq!(gateway.router.describe("s").await.unwrap().member_count, 1);
     gateway.stopped().await;
 }
 
@@ -555,7 +555,7 @@ async fn what_is_said_of_a_session_is_told(one: Face, _: Face) {
         let refused = update(&gateway, refused).await.unwrap_err();
         assert_eq!(reason_of(&refused).as_deref(), Some("INVALID_FIELD"), "{refused:?}");
     }
-    let now = gateway.router.describe("s").unwrap();
+    let now = gateway.router.describe("s").await.unwrap();
     assert_eq!((now.etag, now.metadata), (updated.etag, updated.metadata));
     gateway.stopped().await;
 }
@@ -595,7 +595,7 @@ async fn a_session_is_kept_within_the_settings(one: Face, other: Face) {
             ann.send(text(session, &at.to_string(), "x")).await;
         }
         ann.acked("30").await;
-        let now = gateway.router.describe(session).unwrap();
+        let now = gateway.router.describe(session).await.unwrap();
         assert_eq!((now.first_seq, now.head_seq), (first, 30), "{session}");
     }
     gateway.stopped().await;
@@ -614,7 +614,7 @@ async fn what_grew_old_is_told(one: Face, other: Face) {
         ann.acked(&at.to_string()).await;
     }
     let old = async {
-        while gateway.router.describe("s").unwrap().first_seq < 4 {
+        while gateway.router.describe("s").await.unwrap().first_seq < 4 {
             tokio::task::yield_now().await;
         }
     };
@@ -675,22 +675,22 @@ async fn a_session_goes_in_its_own_time(one: Face, other: Face) {
     create(&gateway, "plain", pb::Retention::default()).await;
     create(&gateway, "brief", brief).await;
     let gone = async |session: &'static str| {
-        while gateway.router.describe(session).is_ok() {
+        while gateway.router.describe(session).await.is_ok() {
             tokio::task::yield_now().await;
         }
     };
     patiently("the end of what nobody uses", gone("brief")).await;
-    assert!(gateway.router.describe("plain").is_ok());
+    assert!(gateway.router.describe("plain").await.is_ok());
     ann.send(text("used", "x", "still here")).await;
     ann.acked("x").await;
     ann.control("used", Control::Leave(pb::Leave {})).await;
     patiently("the end of what is not used any more", gone("used")).await;
-    assert!(gateway.router.describe("plain").is_ok());
+    assert!(gateway.router.describe("plain").await.is_ok());
     // A later one by its name has nothing of it.
     let mut bob = gateway.member(other, "brief", "bob").await;
     bob.send(text("brief", "x", "anew")).await;
     assert_eq!(bob.acked("x").await.seq, 1);
     let (anew, plain) = (gateway.router.describe("brief"), gateway.router.describe("plain"));
-    assert_eq!(anew.unwrap().retention, plain.unwrap().retention);
+    assert_eq!(anew.await.unwrap().retention, plain.await.unwrap().retention);
     gateway.stopped().await;
 }

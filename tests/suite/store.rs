@@ -1,14 +1,18 @@
 //! A log that fails, and one that takes its time.
 
+use std::io::Write;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::oneshot;
+use bytes::Bytes;
 use twinspan::error::Reason;
-use twinspan::frame::{Control, Sealed, Str, pb};
-use twinspan::log::{Appended, Commit, Error, Keep, Limit, Log, Memory, Page, Retention, Wait};
+use twinspan::frame::{Control, Str, pb};
+use twinspan::log::{
+    Appended, Commit, Contents, Entry, Error, Keep, Known, Limit, Loaded, Log, Memory, Note, Page, Replayed, Retention,
+    Settled, Settlements, Settler, Usage, Wait,
+};
 
 use crate::harness::*;
 
@@ -19,7 +23,9 @@ struct Faulty {
     slow: AtomicBool,
     /// The session of which an append is refused, after so many more.
     refuses: Mutex<Option<(Str, usize)>>,
-    waiting: Mutex<Vec<oneshot::Sender<Result<(), Error>>>>,
+    waiting: Mutex<Vec<Settled>>,
+    settler: Settler,
+    settlements: Mutex<Option<Settlements>>,
 }
 
 impl Faulty {
@@ -30,7 +36,10 @@ impl Faulty {
             bytes: 1 << 20,
             total_bytes: 1 << 24,
         };
+        let (settler, settlements) = Settlements::new();
         Arc::new(Self {
+            settler,
+            settlements: Mutex::new(Some(settlements)),
             inner: Memory::new(retention),
             broken: AtomicBool::new(false),
             slow: AtomicBool::new(false),
@@ -50,9 +59,12 @@ impl Faulty {
     }
 
     fn commit(&self, result: &Result<(), Error>) {
-        for waiting in self.waiting.lock().unwrap().drain(..) {
-            waiting.send(result.clone()).unwrap();
-        }
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap());
+        let settled = waiting.into_iter().map(|waiting| Settled {
+            result: result.clone(),
+            ..waiting
+        });
+        self.settler.tell(settled.collect());
     }
 }
 
@@ -61,7 +73,35 @@ fn unavailable() -> Error {
 }
 
 impl Log for Faulty {
-    fn append(&self, session: &Str, frame: &Arc<Sealed>) -> Result<Appended, Error> {
+    fn is_lasting(&self) -> bool {
+        self.inner.is_lasting()
+    }
+
+    fn settlements(&self) -> Settlements {
+        self.settlements.lock().unwrap().take().unwrap()
+    }
+
+    fn create(&self, session: &Str, data: Bytes, first: u64) -> Result<u64, Error> {
+        self.inner.create(session, data, first)
+    }
+
+    fn load(&self, session: &Str) -> Wait<Option<Loaded>> {
+        self.inner.load(session)
+    }
+
+    fn unload(&self, session: &Str, data: Option<Bytes>) {
+        self.inner.unload(session, data);
+    }
+
+    fn save(&self, session: &Str, data: Bytes) -> Result<Wait<()>, Error> {
+        self.inner.save(session, data)
+    }
+
+    fn note(&self, session: &Str, note: Note) -> Result<(), Error> {
+        self.inner.note(session, note)
+    }
+
+    fn append(&self, session: &Str, entry: Entry) -> Result<Appended, Error> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(unavailable());
         }
@@ -74,15 +114,20 @@ impl Log for Faulty {
             Some((refused, count)) if refused == session => *count -= 1,
             _ => {}
         }
-        let appended = self.inner.append(session, frame)?;
+        let seq = entry.frame.seq;
+        let appended = self.inner.append(session, entry)?;
         if !self.slow.load(Ordering::SeqCst) {
             return Ok(appended);
         }
-        let (done, wait) = oneshot::channel();
-        self.waiting.lock().unwrap().push(done);
-        let wait: Wait<()> = Box::pin(async { wait.await.unwrap_or_else(|_| Err(unavailable())) });
+        self.waiting.lock().unwrap().push(Settled {
+            session: session.clone(),
+            life: 0,
+            seq,
+            first: appended.first,
+            result: Ok(()),
+        });
         Ok(Appended {
-            commit: Commit::Later(wait),
+            commit: Commit::Later,
             ..appended
         })
     }
@@ -98,6 +143,10 @@ impl Log for Faulty {
         self.inner.read_back(session, seqs, limit)
     }
 
+    fn replay(&self, session: &Str, seqs: Range<u64>, limit: Limit) -> Wait<Vec<Replayed>> {
+        self.inner.replay(session, seqs, limit)
+    }
+
     fn fold(&self, session: &Str, request: &str, from: u64, to: u64) {
         self.inner.fold(session, request, from, to);
     }
@@ -110,8 +159,16 @@ impl Log for Faulty {
         self.inner.trim(session, now)
     }
 
-    fn delete(&self, session: &Str) {
-        self.inner.delete(session);
+    fn delete(&self, session: &Str) -> Result<Wait<()>, Error> {
+        self.inner.delete(session)
+    }
+
+    fn list(&self, prefix: &str, after: &str, count: usize) -> Wait<Vec<Known>> {
+        self.inner.list(prefix, after, count)
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -119,6 +176,18 @@ impl Log for Faulty {
             true => Err(unavailable()),
             false => Ok(()),
         }
+    }
+
+    fn backup(&self, out: Box<dyn Write + Send>) -> Wait<Contents> {
+        self.inner.backup(out)
+    }
+
+    fn flush(&self) -> Wait<()> {
+        self.inner.flush()
+    }
+
+    fn close(&self) -> Wait<()> {
+        self.inner.close()
     }
 }
 

@@ -58,6 +58,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "edge",
             "error",
             "frame",
+            "log",
             "router",
             "server",
             "telemetry",

@@ -47,6 +47,7 @@ impl Gateway {
             routes: std::collections::HashMap::new(),
             keep: config.retention.keep(),
             idle: config.idle,
+            unload: Duration::from_secs(60),
             fold: config.fold,
         });
         let services = HttpRouter::new().route("/", get(echo));

@@ -65,7 +65,7 @@ impl Calls {
         Self { router: router.clone() }
     }
 
-    fn create_session(&self, request: Request<pb::CreateRequest>) -> Result<pb::Session, Refusal> {
+    async fn create_session(&self, request: Request<pb::CreateRequest>) -> Result<pb::Session, Refusal> {
         let by = caller(&request)?;
         let request = request.into_inner();
         let id = match request.session_id.as_str() {
@@ -76,10 +76,10 @@ impl Calls {
         let said = said(&request)?;
         let place = Place { session: &id, role: "" };
         by.grants.check(Deed::CallCreate, place)?;
-        self.router.create(&id, said, &by)
+        self.router.create(&id, said, &by).await
     }
 
-    fn list_sessions(&self, request: &pb::ListRequest, by: &Identity) -> Result<pb::ListResponse, Refusal> {
+    async fn list_sessions(&self, request: &pb::ListRequest, by: &Identity) -> Result<pb::ListResponse, Refusal> {
         let arguments = format!(
             "{:?}{:?}{}{:?}{:?}{:?}",
             request.prefix,
@@ -108,24 +108,26 @@ impl Calls {
                 && is_since(updated, session.updated_at)
         };
         let count = page_size(request.page_size);
-        let (sessions, next) = self.router.list((&request.prefix, &after), count, may_see, is_wanted);
+        let found = self.router.list((&request.prefix, &after), count, may_see, is_wanted);
+        let (sessions, next) = found.await?;
         Ok(pb::ListResponse {
             sessions: sessions.into_iter().map(|session| self.shown(session, by)).collect(),
             next_page_token: next.map(|last| token::seal(&last, &arguments)).unwrap_or_default(),
         })
     }
 
-    fn update_session(&self, request: pb::UpdateRequest) -> Result<pb::Session, Refusal> {
+    async fn update_session(&self, request: pb::UpdateRequest) -> Result<pb::Session, Refusal> {
         let metadata = Entries::new(request.set, ("unset", request.unset))?;
         let labels = Entries::new(request.set_labels, ("unset_labels", request.unset_labels))?;
         let retention = request.retention.as_ref().map(wanted).transpose()?;
-        self.router.update(&request.session_id, &request.etag, |said| {
+        let changed = self.router.update(&request.session_id, &request.etag, |said| {
             metadata.change(&mut said.metadata);
             labels.change(&mut said.labels);
             said.retention = retention.unwrap_or(said.retention.take());
             check_metadata("set", entries(&said.metadata))?;
             check_labels("set_labels", entries(&said.labels))
-        })
+        });
+        changed.await
     }
 
     async fn publish_frame(
@@ -156,6 +158,7 @@ impl Calls {
             terms.total = deadline.map_or(terms.total, |deadline| terms.total.min(deadline));
         }
         connection::check_send(by, &frame.session_id, &frame, asked.as_ref())?;
+        let _held = self.router.load(&frame.session_id).await?;
         let (live, _) = self.router.open(&frame.session_id, by)?;
         let address = pb::Address {
             role: CLIENT_ROLE.to_string(),
@@ -242,7 +245,7 @@ impl Calls {
         })
     }
 
-    fn watch_session(&self, request: Request<pb::WatchRequest>) -> Result<WatchStream, Refusal> {
+    async fn watch_session(&self, request: Request<pb::WatchRequest>) -> Result<WatchStream, Refusal> {
         let by = caller(&request)?;
         let arrival = Arrival {
             life: tcp::life(request.extensions(), &self.router),
@@ -257,6 +260,7 @@ impl Calls {
             by.grants.check(Deed::JoinPresence, place)?;
         }
         let start = connection::start(request.after_seq, &request.epoch, request.tail)?;
+        let _held = self.router.load(&request.session_id).await?;
         let link = self.router.attach(Form::Wire, None, arrival)?;
         let connection = Connection::new(&self.router, Arc::clone(&link));
         let outlet = Outlet(Arc::clone(&link));
@@ -287,8 +291,9 @@ impl Calls {
         })
     }
 
-    fn cancel_request(&self, request: &pb::CancelRequest, by: &Identity) -> Result<pb::CancelResponse, Refusal> {
+    async fn cancel_request(&self, request: &pb::CancelRequest, by: &Identity) -> Result<pb::CancelResponse, Refusal> {
         check_name("session_id", &request.session_id)?;
+        let _held = self.router.load(&request.session_id).await?;
         let mut batch = Batch::new(self.router.now());
         let cancel = pb::Cancel {
             request_id: request.request_id.clone(),
@@ -298,13 +303,17 @@ impl Calls {
         };
         let outcome = connection::cancel(&self.router, &request.session_id, &cancel, by, &mut batch)?;
         batch.finish(None);
+        if outcome == pb::CancelOutcome::Accepted {
+            self.router.flush().await?;
+        }
         Ok(pb::CancelResponse {
             outcome: outcome as i32,
         })
     }
 
-    fn explain(&self, request: &pb::WhyRequest) -> Result<pb::WhyResponse, Refusal> {
+    async fn explain(&self, request: &pb::WhyRequest) -> Result<pb::WhyResponse, Refusal> {
         connection::check_request_id(&request.request_id)?;
+        let _held = self.router.load(&request.session_id).await?;
         self.router.why(&request.session_id, &request.request_id)
     }
 
@@ -316,17 +325,17 @@ impl Calls {
         session
     }
 
-    fn describe_session(&self, request: Request<pb::GetRequest>) -> Result<pb::Session, Refusal> {
+    async fn describe_session(&self, request: Request<pb::GetRequest>) -> Result<pb::Session, Refusal> {
         let by = caller(&request)?;
         let id = allowed(request, Deed::CallGet, |request| &request.session_id)?.session_id;
-        Ok(self.shown(self.router.describe(&id)?, &by))
+        Ok(self.shown(self.router.describe(&id).await?, &by))
     }
 
-    fn close_session(&self, request: &pb::CloseRequest) -> Result<pb::Session, Refusal> {
+    async fn close_session(&self, request: &pb::CloseRequest) -> Result<pb::Session, Refusal> {
         if request.reason.len() > 256 {
             return Err(Refusal::field("reason", "at most 256 bytes"));
         }
-        self.router.close(&request.session_id, &request.reason)
+        self.router.close(&request.session_id, &request.reason).await
     }
 }
 
@@ -352,31 +361,42 @@ impl Sessions for Calls {
     type WatchStream = WatchStream;
 
     async fn create(&self, request: Request<pb::CreateRequest>) -> Answer<pb::Session> {
-        answer(self.create_session(request))
+        answer(self.create_session(request).await)
     }
 
     async fn get(&self, request: Request<pb::GetRequest>) -> Answer<pb::Session> {
-        answer(self.describe_session(request))
+        answer(self.describe_session(request).await)
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListResponse> {
-        answer(caller(&request).and_then(|by| self.list_sessions(request.get_ref(), &by)))
+        match caller(&request) {
+            Ok(by) => answer(self.list_sessions(request.get_ref(), &by).await),
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 
     async fn update(&self, request: Request<pb::UpdateRequest>) -> Answer<pb::Session> {
-        let request = allowed(request, Deed::CallUpdate, |request| &request.session_id);
-        answer(request.and_then(|request| self.update_session(request)))
+        match allowed(request, Deed::CallUpdate, |request| &request.session_id) {
+            Ok(request) => answer(self.update_session(request).await),
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 
     async fn close(&self, request: Request<pb::CloseRequest>) -> Answer<pb::Session> {
-        let request = allowed(request, Deed::CallClose, |request| &request.session_id);
-        answer(request.and_then(|request| self.close_session(&request)))
+        match allowed(request, Deed::CallClose, |request| &request.session_id) {
+            Ok(request) => answer(self.close_session(&request).await),
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::DeleteResponse> {
-        let request = allowed(request, Deed::CallDelete, |request| &request.session_id);
-        let deleted = request.and_then(|request| self.router.delete(&request.session_id));
-        answer(deleted.map(|()| pb::DeleteResponse {}))
+        match allowed(request, Deed::CallDelete, |request| &request.session_id) {
+            Ok(request) => {
+                let deleted = self.router.delete(&request.session_id).await;
+                answer(deleted.map(|()| pb::DeleteResponse {}))
+            }
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 
     async fn publish(&self, request: Request<pb::PublishRequest>) -> Answer<pb::PublishResponse> {
@@ -393,16 +413,21 @@ impl Sessions for Calls {
     }
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Answer<WatchStream> {
-        answer(self.watch_session(request))
+        answer(self.watch_session(request).await)
     }
 
     async fn why(&self, request: Request<pb::WhyRequest>) -> Answer<pb::WhyResponse> {
-        let request = allowed(request, Deed::CallWhy, |request| &request.session_id);
-        answer(request.and_then(|request| self.explain(&request)))
+        match allowed(request, Deed::CallWhy, |request| &request.session_id) {
+            Ok(request) => answer(self.explain(&request).await),
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 
     async fn cancel(&self, request: Request<pb::CancelRequest>) -> Answer<pb::CancelResponse> {
-        answer(caller(&request).and_then(|by| self.cancel_request(request.get_ref(), &by)))
+        match caller(&request) {
+            Ok(by) => answer(self.cancel_request(request.get_ref(), &by).await),
+            Err(refusal) => answer(Err(refusal)),
+        }
     }
 }
 
@@ -486,7 +511,7 @@ fn has_all(map: &HashMap<String, String>, wanted: &HashMap<String, String>) -> b
 }
 
 /// What is said of a session from the start.
-fn said(request: &pb::CreateRequest) -> Result<Said, Refusal> {
+pub(super) fn said(request: &pb::CreateRequest) -> Result<Said, Refusal> {
     check_metadata("metadata", entries(&request.metadata))?;
     check_labels("labels", entries(&request.labels))?;
     Ok(Said {

@@ -112,6 +112,7 @@ fn router(limits: Limits) -> Router {
         types: Arc::default(),
         routes: Default::default(),
         idle: limits.idle,
+        unload: Duration::from_secs(60),
         fold: false,
         auth: crate::auth::Authenticator::nobody(),
         limits,
