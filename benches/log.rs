@@ -485,7 +485,7 @@ fn replay(options: &Options, runtime: &Runtime) {
 fn open_large(options: &Options, runtime: &Runtime) {
     let dir = fresh(options);
     let log = Arc::new(disk(&dir, Durability::Durable));
-    drop(fill(&log, 10_000, 350, runtime));
+    drop(fill(&log, 10_000, 640, runtime));
     let bytes = log.disk_bytes().unwrap();
     runtime.block_on(log.close()).unwrap();
     drop(log);
