@@ -27,10 +27,11 @@ fn frame(seq: u64, text: &str) -> Arc<Sealed> {
 }
 
 /// Numbers that look random and are the same every time.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    /// One that is smaller.
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

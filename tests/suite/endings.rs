@@ -56,15 +56,6 @@ fn named(name: &str) -> pb::Serve {
     }
 }
 
-fn hold(asked: &Frame) -> pb::Hold {
-    pb::Hold {
-        session_id: asked.session_id.to_string(),
-        request_id: asked.id.to_string(),
-        attempt: asked.attempt,
-        ..pb::Hold::default()
-    }
-}
-
 /// A chunk that says of which attempt it is.
 fn of(asked: &Frame, part: &str) -> Frame {
     Frame {

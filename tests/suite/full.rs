@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Control, Frame, pb};
 
@@ -96,22 +94,10 @@ fn run(program: &str, arguments: &[&str], dir: &Path) {
     );
 }
 
-/// What a health check is answered.
-async fn health(gateway: &Process, path: &str) -> u16 {
-    let mut socket = TcpStream::connect(gateway.address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    socket.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    patiently("the answer", socket.read_to_string(&mut answer))
-        .await
-        .unwrap();
-    answer[9..12].parse().unwrap()
-}
-
 async fn until_health(gateway: &Process, status: u16) {
     let mut now_and_then = tokio::time::interval(Duration::from_millis(20));
     let look = async {
-        while health(gateway, "/readyz").await != status {
+        while health(gateway.address, "/readyz").await != status {
             now_and_then.tick().await;
         }
     };

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -764,6 +764,28 @@ pub fn error(frame: &Frame) -> &pb::Error {
 
 pub fn is(error: &pb::Error, reason: Reason) -> bool {
     error.reason == reason.row().name && error.code == reason.row().code as i32
+}
+
+/// What a worker says of a request that it goes on with.
+pub fn hold(asked: &Frame) -> pb::Hold {
+    pb::Hold {
+        session_id: asked.session_id.to_string(),
+        request_id: asked.id.to_string(),
+        attempt: asked.attempt,
+        ..pb::Hold::default()
+    }
+}
+
+/// The status that a health check is answered.
+pub async fn health(address: SocketAddr, path: &str) -> u16 {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    patiently("the answer", socket.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    answer[9..12].parse().unwrap()
 }
 
 /// SplitMix64.

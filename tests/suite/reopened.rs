@@ -28,15 +28,6 @@ fn worker(name: &str, holds: Vec<pb::Hold>) -> pb::Serve {
     }
 }
 
-fn hold(asked: &Frame) -> pb::Hold {
-    pb::Hold {
-        session_id: asked.session_id.to_string(),
-        request_id: asked.id.to_string(),
-        attempt: asked.attempt,
-        ..pb::Hold::default()
-    }
-}
-
 /// A member that remembers what it was told, over all its connections.
 struct Member {
     session: &'static str,

@@ -98,28 +98,35 @@ const USE: &str = "use";
 impl Base {
     /// The last fork, if there was one.
     pub fn fork(&self) -> Result<Option<Fork>, Error> {
-        let value = self.meta.get(FORK).map_err(failed)?;
-        let read = |value: fjall::Slice| decode(FORK.as_bytes(), &value, || "the note of a fork".to_owned());
-        value.map(read).transpose()
+        self.told(FORK, "the note of a fork")
     }
 
     /// The sessions that there are have other lives from here on.
     pub fn set_fork(&self, fork: &Fork) -> Result<(), Error> {
-        let mut batch = self.batch(1, Some(PersistMode::SyncData));
-        batch.insert(&self.meta, FORK, seal(FORK.as_bytes(), &fork.encode_to_vec()));
-        batch.commit().map_err(failed)
+        self.tell(FORK, fork)
     }
 
     /// How the database was used last, and left.
     pub fn last_use(&self) -> Result<Option<Use>, Error> {
-        let value = self.meta.get(USE).map_err(failed)?;
-        let read = |value: fjall::Slice| decode(USE.as_bytes(), &value, || "the note of the last use".to_owned());
-        value.map(read).transpose()
+        self.told(USE, "the note of the last use")
     }
 
     pub fn set_use(&self, now: &Use) -> Result<(), Error> {
+        self.tell(USE, now)
+    }
+
+    /// What the database says of itself under this name.
+    fn told<M: Message + Default>(&self, name: &str, what: &str) -> Result<Option<M>, Error> {
+        let value = self.meta.get(name).map_err(failed)?;
+        value
+            .map(|value| decode(name.as_bytes(), &value, || what.to_owned()))
+            .transpose()
+    }
+
+    /// Says it, durably.
+    fn tell(&self, name: &str, message: &impl Message) -> Result<(), Error> {
         let mut batch = self.batch(1, Some(PersistMode::SyncData));
-        batch.insert(&self.meta, USE, seal(USE.as_bytes(), &now.encode_to_vec()));
+        batch.insert(&self.meta, name, seal(name.as_bytes(), &message.encode_to_vec()));
         batch.commit().map_err(failed)
     }
 

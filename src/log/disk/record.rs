@@ -735,6 +735,7 @@ impl std::error::Error for Corrupt {}
 mod tests {
     use super::*;
     use crate::frame::{Run, Types};
+    use crate::log::suite::Random;
 
     const PLACE: Place = Place {
         session: 0x0102_0304_0506_0708,
@@ -949,18 +950,7 @@ mod tests {
         samples
     }
 
-    /// Numbers that look random and are the same every time.
-    struct Random(u64);
-
     impl Random {
-        fn below(&mut self, bound: u64) -> u64 {
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 33) % bound
-        }
-
         fn yes(&mut self) -> bool {
             self.below(2) == 0
         }
