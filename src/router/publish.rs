@@ -352,22 +352,7 @@ impl Router {
     /// The log failed after it had taken frames: what this process believes of the session is void.
     pub(super) fn lost(&self, live: &Arc<Live>, refusal: &Refusal) {
         tracing::error!(session = %live.id(), %refusal, "the log lost frames that it had taken; the session is dropped");
-        let pending = std::mem::take(&mut live.lock().pending);
-        let mut effects = Vec::new();
-        for pending in pending {
-            effects.extend(pending.effects);
-            if let Some(AckTo::Link(link, accepted)) = pending.ack {
-                link.refuse(&Str::from(accepted.id), live.id(), refusal);
-                link.settle_ack();
-                link.kick();
-            }
-        }
         self.evict(live, refusal, Away::Unloaded, |_| true);
-        // What they ended gives room back to its workers all the same.
-        effects.retain(|effect| !matches!(effect, Effect::Fold { .. }));
-        let mut batch = Batch::new(self.now());
-        self.carry_out(live, effects, &mut batch);
-        batch.finish(None);
     }
 
     /// Sends a frame to whoever is here now.

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::Router;
 use super::batch::{Batch, Haste};
 use super::identities::Thing;
-use super::live::{Live, Shared};
+use super::live::{AckTo, Live, Shared};
 use super::members::dismiss;
 use super::seat::Circle;
 use super::stored;
@@ -17,7 +17,7 @@ use crate::auth::Identity;
 use crate::error::{Reason, Refusal};
 use crate::frame::{Control, Frame, Run, Sealed, Str, pb};
 use crate::log::{self, Limit, Wait};
-use crate::session::{Cause, Retention, Said, State};
+use crate::session::{Cause, Effect, Retention, Said, State};
 
 /// Which frames of a log are wanted.
 #[derive(Clone, Debug)]
@@ -305,6 +305,7 @@ impl Router {
             self.inner.subjects.give_back(live.owner(), Thing::Session);
         }
         shared.gone = true;
+        let pending = std::mem::take(&mut shared.pending);
         let mut effects = Vec::new();
         let open = shared.session.open_ids();
         for request in open.iter().rev() {
@@ -317,6 +318,16 @@ impl Router {
         }
         drop(shared);
         drop(shard);
+        // Nothing will be told any more of what waits for the log. What it ended gives room back to its workers all the same.
+        for pending in pending {
+            effects.extend(pending.effects);
+            if let Some(AckTo::Link(link, accepted)) = pending.ack {
+                link.refuse(&Str::from(accepted.id), live.id(), refusal);
+                link.settle_ack();
+                batch.touch_link(&link);
+            }
+        }
+        effects.retain(|effect| !matches!(effect, Effect::Fold { .. }));
         for seat in &seats {
             dismiss(seat, refusal, &mut batch);
         }

@@ -364,6 +364,37 @@ async fn a_commit_that_fails_leaves_workers_their_room() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_deleted_before_a_commit_leaves_nobody_waiting() {
+    let log = Faulty::new();
+    let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
+    let mut worker = gateway.worker(Face::Grpc, "brain", 1).await;
+    let mut ann = gateway.member(Face::Json, "s", "ann").await;
+    ann.send(request("s", "q", "brain")).await;
+    let asked = worker.handed().await;
+    log.slow.store(true, Ordering::SeqCst);
+    worker.send(last(&asked, "done")).await;
+    worker.hears_nothing().await;
+    let delete = pb::DeleteRequest {
+        session_id: "s".to_owned(),
+    };
+    gateway.sessions().await.delete(delete).await.unwrap();
+    assert!(is(&worker.refusal().await, Reason::SessionDeleted));
+    log.slow.store(false, Ordering::SeqCst);
+    // What comes too late finds nothing.
+    log.commit(&Ok(()));
+    let mut bob = gateway.member(Face::Json, "t", "bob").await;
+    bob.send(request("t", "r", "brain")).await;
+    let asked = worker.handed().await;
+    assert_eq!(asked.id, "r");
+    worker.send(last(&asked, "done")).await;
+    assert_eq!(bob.answer("r").await.0, "done");
+    // Its half of the stream is closed once nothing is owed to it.
+    worker.half_close();
+    worker.ended().await;
+    gateway.stopped().await;
+}
+
+#[tokio::test]
 async fn the_old_attempt_is_stopped_before_the_new_one_is_handed() {
     let log = Faulty::new();
     let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
@@ -418,23 +449,11 @@ async fn health_can_be_red() {
     let log = Faulty::new();
     let gateway = Gateway::with_log(Arc::clone(&log) as Arc<dyn Log>).await;
     assert_eq!(gateway.router.check(), Ok(()));
-    assert_eq!(status(&gateway, "/healthz").await, 200);
-    assert_eq!(status(&gateway, "/readyz").await, 200);
-    assert_eq!(status(&gateway, "/nothing").await, 404);
+    assert_eq!(health(gateway.address, "/healthz").await, 200);
+    assert_eq!(health(gateway.address, "/readyz").await, 200);
+    assert_eq!(health(gateway.address, "/nothing").await, 404);
     log.broken.store(true, Ordering::SeqCst);
-    assert_eq!(status(&gateway, "/healthz").await, 503);
-    assert_eq!(status(&gateway, "/readyz").await, 503);
+    assert_eq!(health(gateway.address, "/healthz").await, 503);
+    assert_eq!(health(gateway.address, "/readyz").await, 503);
     gateway.stopped().await;
-}
-
-async fn status(gateway: &Gateway, path: &str) -> u16 {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut socket = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    socket.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    patiently("the answer", socket.read_to_string(&mut answer))
-        .await
-        .unwrap();
-    answer[9..12].parse().unwrap()
 }
