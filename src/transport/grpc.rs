@@ -97,7 +97,7 @@ struct Known(Arc<AtomicBool>);
 pub struct Bounds {
     /// What may come before it is known whose it is.
     pub stranger_bytes: usize,
-    /// Until when the message of a unary call is to have come.
+    /// How long the message of a unary call may take to come, and the next piece of an import.
     pub call: Duration,
 }
 
@@ -149,25 +149,44 @@ struct Half {
 enum Due {
     Never,
     /// So long after it was first waited for.
-    After(Duration),
-    At(Pin<Box<Sleep>>, Duration),
+    After(Duration, Of),
+    At(Pin<Box<Sleep>>, Duration, Of),
 }
+
+/// Of what a body is to have come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    All,
+    /// A piece; each has the time anew.
+    Piece,
+}
+
+/// The calls whose requests are streams of known things, of any length.
+const STREAMED: &str = "/twinspan.v1.Admin/Import";
 
 impl Due {
     /// What the streams say comes when it comes; the messages of all other methods are to come at once.
     fn of(path: &str, call: Duration) -> Self {
         let unary = ["/twinspan.v1.Sessions/", "/twinspan.v1.Admin/"];
         match unary.iter().any(|service| path.starts_with(service)) {
-            true => Self::After(call),
+            true if path == STREAMED => Self::After(call, Of::Piece),
+            true => Self::After(call, Of::All),
             false => Self::Never,
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
-        if let Self::After(call) = *self {
-            *self = Self::At(Box::pin(tokio::time::sleep(call)), call);
+    /// Some of it came.
+    fn advance(&mut self) {
+        if let Self::At(_, call, Of::Piece) = *self {
+            *self = Self::After(call, Of::Piece);
         }
-        let Self::At(sleep, call) = self else {
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        if let Self::After(call, of) = *self {
+            *self = Self::At(Box::pin(tokio::time::sleep(call)), call, of);
+        }
+        let Self::At(sleep, call, _) = self else {
             return Poll::Pending;
         };
         ready!(sleep.as_mut().poll(cx));
@@ -200,9 +219,9 @@ impl HttpBody for Half {
                 None => return Poll::Ready(Some(Err(axum::Error::new("a stranger said too much")))),
             }
         }
-        if polled.is_pending()
-            && let Poll::Ready(refusal) = self.due.poll(cx)
-        {
+        if polled.is_ready() {
+            self.due.advance();
+        } else if let Poll::Ready(refusal) = self.due.poll(cx) {
             // tonic finds the status among the sources of what it is given.
             return Poll::Ready(Some(Err(axum::Error::new(refusal.to_status()))));
         }

@@ -315,9 +315,14 @@ async fn the_gateway_has_so_many_sockets() {
 
 #[tokio::test]
 async fn a_call_whose_request_does_not_arrive_ends() {
+    for path in ["/twinspan.v1.Sessions/Get", "/twinspan.v1.Admin/Import"] {
+        ends_in_time(path).await;
+    }
+}
+
+async fn ends_in_time(path: &str) {
     let gateway = Gateway::with(|config| config.limits.call = Duration::from_millis(200)).await;
     let mut socket = raw::connect(gateway.address).await;
-    let path = "/twinspan.v1.Sessions/Get";
     let open = raw::frame(raw::HEADERS, raw::END_HEADERS, 1, &raw::call(path));
     let half = raw::frame(raw::DATA, 0, 1, &[0, 0, 0, 0, 9, 1]);
     socket.write_all(&[raw::hello(), open, half].concat()).await.unwrap();

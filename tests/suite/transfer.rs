@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio_stream::StreamExt;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 use twinspan::error::Reason;
 use twinspan::frame::{Body, Control, Frame, pb};
 use twinspan::log::{Durability, backup};
@@ -68,14 +68,13 @@ async fn fill(gateway: &Gateway) {
     cy.acked("60").await;
 }
 
+async fn backup_of(gateway: &Gateway) -> Streaming<pb::BackupPiece> {
+    let mut admin = gateway.admin().await;
+    admin.backup(pb::BackupRequest {}).await.unwrap().into_inner()
+}
+
 async fn backed_up(gateway: &Gateway, to: &Path) -> backup::Contents {
-    let mut pieces = gateway
-        .admin()
-        .await
-        .backup(pb::BackupRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let mut pieces = backup_of(gateway).await;
     let mut bytes = Vec::new();
     while let Some(piece) = pieces.next().await {
         bytes.extend_from_slice(&piece.unwrap().data);
@@ -343,15 +342,23 @@ async fn backups_are_made_on_a_schedule_and_the_newest_kept() {
 }
 
 #[tokio::test]
+async fn an_import_may_take_longer_than_a_call_if_it_does_not_pause_as_long() {
+    let from = Gateway::start().await;
+    fill(&from).await;
+    let entries = exported(&from, "labelled").await;
+    from.stopped().await;
+    let call = Duration::from_secs(2);
+    let to = Gateway::with(|config| config.limits.call = call).await;
+    let pieces = tokio_stream::iter(entries).throttle(call / 20);
+    let imported = to.admin().await.import(pieces).await.unwrap().into_inner();
+    assert_eq!((imported.sessions, imported.frames), (1, 50));
+    to.stopped().await;
+}
+
+#[tokio::test]
 async fn what_is_in_memory_only_has_no_backup() {
     let gateway = in_memory().await;
-    let mut pieces = gateway
-        .admin()
-        .await
-        .backup(pb::BackupRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let mut pieces = backup_of(&gateway).await;
     let refused = pieces.next().await.unwrap().unwrap_err();
     assert_eq!(reason_of(&refused).as_deref(), Some("LOG_UNAVAILABLE"));
     gateway.stopped().await;
