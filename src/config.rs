@@ -271,7 +271,7 @@ settings! {
     "proxy.headers" Header proxies.headers,
         "The header in which `proxy.trusted` names its client: `off`, `x-forwarded-for` or `forwarded` (RFC 7239). It is read from the right, past trusted proxies; from anybody else it says nothing.";
     "drain.grace" Span drain_grace,
-        "How long open requests may go on once the gateway is asked to stop. What is still open then ends with SHUTDOWN.";
+        "How long open requests may go on once the gateway is asked to stop. What is still open then goes on in the next process; where `durability` is `memory`, it ends with SHUTDOWN.";
     "data_dir" ["data-dir"] Folder data_dir,
         "The directory in which sessions are kept; it comes into being, for this user alone, if need be. One process uses it at a time.";
     "durability" ["durability"] Promise durability,

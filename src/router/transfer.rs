@@ -1,4 +1,5 @@
-//! Sessions on their way to another gateway, or from one: with the names, epochs, seqs and times that they had.
+//! Sessions on their way to another gateway, or from one: with the names, seqs and times that they had, and new
+//! epochs.
 
 use std::io::Write;
 use std::sync::Arc;
