@@ -79,6 +79,12 @@ pub(super) struct Fork {
 
 const FORK: &str = "fork";
 
+/// The epoch of a session by this fork; empty if that was before it.
+pub(super) fn epoch_by(fork: Option<&Fork>, number: u64) -> Str {
+    let fork = fork.filter(|fork| number < fork.below);
+    fork.map_or(Str::EMPTY, |fork| Str::from(fork.epoch.as_str()))
+}
+
 /// How the database is used, and was left.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Use {
@@ -132,8 +138,7 @@ impl Base {
 
     /// The epoch of a session by the last fork; empty if that was before it.
     pub fn epoch(&self, number: u64) -> Result<Str, Error> {
-        let fork = self.fork()?.filter(|fork| number < fork.below);
-        Ok(fork.map_or(Str::EMPTY, |fork| Str::from(fork.epoch)))
+        Ok(epoch_by(self.fork()?.as_ref(), number))
     }
 
     /// Opens the database, which comes into being if need be.

@@ -124,15 +124,16 @@ pub(super) fn free_bytes(dir: &Path) -> std::io::Result<u64> {
 }
 
 /// Removes the records of a session that are not to be kept.
-fn trim(shelf: &Shelf, series: &Series) -> Result<(), Error> {
+pub(super) fn trim(shelf: &Shelf, series: &Series) -> Result<(), Error> {
     let durability = shelf.settings.durability.of_writes();
     loop {
         let is_done = shelf.with(|base| {
-            let keys = fit(base, series)?;
-            if !keys.is_empty() {
-                remove(base, series, &keys, durability)?;
+            let surplus = surplus(base, series)?;
+            if let Some(last) = surplus.keys.last() {
+                remove(base, series, &surplus, durability)?;
+                series.cleaned(last.seq + 1, surplus.trimmed);
             }
-            Ok(keys.len() < REMOVED)
+            Ok(surplus.keys.len() < REMOVED)
         })?;
         if is_done || shelf.is_closed() {
             return Ok(());
@@ -140,39 +141,63 @@ fn trim(shelf: &Shelf, series: &Series) -> Result<(), Error> {
     }
 }
 
+/// Records of a session that are not to be kept.
+#[derive(Default)]
+pub(super) struct Surplus {
+    pub keys: Vec<Place>,
+    /// The oldest frame that is left when they are gone, if it is there yet: no record before it stays.
+    pub first: u64,
+    /// Bytes of all that was written up to the last of them.
+    trimmed: u64,
+}
+
 /// The oldest records that are not to be kept, some at a time: those before `first`, those by which the session is too large, but
 /// for the newest, and those that are too old.
-fn fit(base: &Base, series: &Series) -> Result<Vec<Place>, Error> {
+pub(super) fn surplus(base: &Base, series: &Series) -> Result<Surplus, Error> {
     let terms = *series.terms();
     let limit = terms.keep.bytes as u64;
     // A little more than is needed, so as not to come back for every frame.
     let target = limit - limit / 16;
     let is_large = series.kept_bytes() > limit;
-    let head = series.committed();
+    let (first, head) = (series.first(), series.committed());
     let start = Place {
         session: series.number,
         seq: series.oldest(),
     };
     let end = Place { seq: head, ..start };
-    let mut keys = Vec::new();
+    let mut surplus = Surplus::default();
     if end.seq < start.seq {
-        return Ok(keys);
+        return Ok(surplus);
     }
     for guard in base.frames.range(start.key()..=end.key()) {
-        let (key, value) = guard.into_inner().map_err(base::failed)?;
-        let place = base::place(&key)?;
-        let damaged = |error| super::corrupt(&series.name, place, &error);
-        let before = record::offset_of(place, &value).map_err(damaged)?;
-        let is_beyond = place.seq < series.first() || (is_large && series.written().saturating_sub(before) > target);
-        let goes = (is_beyond && place.seq < head) || is_old(series, place, &value)?;
-        if !goes || keys.len() == REMOVED {
-            break;
+        let judged = guard.into_inner().map_err(base::failed).and_then(|(key, value)| {
+            let place = base::place(&key)?;
+            let damaged = |error| super::corrupt(&series.name, place, &error);
+            let before = record::offset_of(place, &value).map_err(damaged)?;
+            let is_beyond = place.seq < first || (is_large && series.written().saturating_sub(before) > target);
+            let goes = (is_beyond && place.seq < head) || is_old(series, place, &value)?;
+            Ok((place, before + super::record_bytes(value.len()), goes))
+        });
+        match judged {
+            Ok((place, trimmed, true)) if surplus.keys.len() < REMOVED => {
+                series.trim_to(place.seq + 1);
+                surplus.first = place.seq + 1;
+                surplus.trimmed = trimmed;
+                surplus.keys.push(place);
+            }
+            // There are more.
+            Ok((_, _, true)) => return Ok(surplus),
+            Ok((place, _, false)) => {
+                surplus.first = surplus.first.max(first.min(place.seq));
+                return Ok(surplus);
+            }
+            // What is before it goes all the same.
+            Err(_) if !surplus.keys.is_empty() => return Ok(surplus),
+            Err(error) => return Err(error),
         }
-        series.trim_to(place.seq + 1);
-        series.cleaned(place.seq + 1, before + super::record_bytes(value.len()));
-        keys.push(place);
     }
-    Ok(keys)
+    surplus.first = surplus.first.max(first);
+    Ok(surplus)
 }
 
 /// Whether the newest of what a record holds is too old.
@@ -192,17 +217,17 @@ fn is_old(series: &Series, place: Place, value: &[u8]) -> Result<bool, Error> {
     Ok(said.is_some_and(|said| said < cutoff))
 }
 
-fn remove(base: &Base, series: &Series, keys: &[Place], durability: PersistMode) -> Result<(), Error> {
-    let mut batch = base.batch(keys.len() + 1, Some(durability));
+fn remove(base: &Base, series: &Series, surplus: &Surplus, durability: PersistMode) -> Result<(), Error> {
+    let mut batch = base.batch(surplus.keys.len() + 1, Some(durability));
     let head = series.committed();
     let mark = Mark {
         // What is trimmed in memory may not be written yet, and would be appended anew after a crash.
-        first: series.first().min(head + 1),
+        first: surplus.first.min(head + 1),
         head,
     };
     let key = series.number.to_be_bytes();
     batch.insert(&base.marks, key, base::seal(&key, &mark.encode_to_vec()));
-    for place in keys {
+    for place in &surplus.keys {
         batch.remove(&base.frames, place.key());
     }
     batch.commit().map_err(base::failed)

@@ -378,6 +378,7 @@ impl Log for Disk {
         let (prefix, after) = (prefix.to_owned(), after.to_owned());
         self.read_base(move |shelf, base| {
             let mut found = Vec::new();
+            let fork = base.fork()?;
             // The smallest name after another one is that with the smallest byte added.
             let start = if prefix > after {
                 prefix.clone()
@@ -403,7 +404,7 @@ impl Log for Disk {
                 found.push(Known {
                     session: name,
                     data: entry.data,
-                    epoch: base.epoch(entry.number)?,
+                    epoch: base::epoch_by(fork.as_ref(), entry.number),
                     first,
                     head,
                     has_notes: base.has_notes(entry.number)?,

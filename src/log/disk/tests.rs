@@ -255,6 +255,46 @@ async fn a_reply_that_is_over_becomes_few_records() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mark_is_never_beyond_a_record_that_is_there() {
+    let folder = Folder::new("mark");
+    let one: Str = "one".into();
+    let mut settings = settings(&folder);
+    settings.keep.frames = 10_000;
+    let log = Disk::open(settings).unwrap().0;
+    log.create(&one, Bytes::new(), 1).unwrap();
+    for seq in 1..=3_000 {
+        append(&log, text(seq, "x"));
+    }
+    log.flush().await.unwrap();
+    let series = log.shelf.series(&one).unwrap();
+    let oldest = || {
+        let key = |base: &base::Base| Ok(base.frames.prefix(series.number.to_be_bytes()).next().map(Guard::key));
+        base::place(&log.shelf.with(key).unwrap().unwrap().unwrap())
+            .unwrap()
+            .seq
+    };
+    let surplus = || log.shelf.with(|base| keeper::surplus(base, &series)).unwrap();
+    series.trim_to(2_500);
+    let some = surplus();
+    // More are to go than go at once.
+    assert_eq!((some.keys.len(), some.first), (1_024, 1_025));
+    // They are found again, as nothing was removed.
+    assert_eq!(surplus().keys, some.keys);
+    keeper::trim(&log.shelf, &series).unwrap();
+    assert_eq!((oldest(), surplus().keys.len()), (2_500, 0));
+    // What goes by a frame that is not durable takes the newest that is not with it.
+    series.trim_to(3_005);
+    let rest = surplus();
+    assert_eq!((rest.keys.len(), rest.first), (500, 3_000));
+    keeper::trim(&log.shelf, &series).unwrap();
+    assert_eq!(oldest(), 3_000);
+    assert_eq!(
+        log.shelf.with(|base| base.mark(series.number)).unwrap().unwrap().first,
+        3_000
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_to_be_kept_goes() {
     let folder = Folder::new("trim");
     let one: Str = "one".into();
