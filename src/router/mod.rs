@@ -301,9 +301,20 @@ impl Router {
         }
         by.grants.check(Deed::Open, Place { session, role: "" })?;
         self.check_memory()?;
-        let of_subject = self.limits().sessions_per_subject;
+        self.reserve(&by.subject, self.limits().sessions_per_subject)?;
+        let id = session.detached();
+        let made = self.bring_into_being(id.clone(), &by.subject);
+        let live = made.inspect_err(|_| self.unreserve(&by.subject))?;
+        shard.insert(id, Arc::clone(&live));
+        drop(shard);
+        tracing::info!(session = %session, epoch = %live.epoch(), "session opened");
+        Ok((live, true))
+    }
+
+    /// Counts one more session of the subject, if there may be one.
+    fn reserve(&self, subject: &Str, of_subject: usize) -> Result<(), Refusal> {
         let subjects = &self.inner.subjects;
-        if !subjects.take(&by.subject, identities::Thing::Session, of_subject) {
+        if !subjects.take(subject, identities::Thing::Session, of_subject) {
             let text = format!(
                 "the subject has made {of_subject} sessions that are still there, the most it may; delete some"
             );
@@ -312,21 +323,18 @@ impl Router {
         }
         let limit = self.inner.limits.sessions;
         if self.inner.session_count.fetch_add(1, Ordering::Relaxed) >= limit {
-            self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
-            self.inner.subjects.give_back(&by.subject, identities::Thing::Session);
+            self.unreserve(subject);
             let text = format!("the gateway has {limit} sessions, the most it may have");
             let setting = ("limits.sessions", limit as u64);
             return Err(Refusal::limit(Reason::TooManySessions, text, setting));
         }
-        let id = session.detached();
-        let live = self.bring_into_being(id.clone(), &by.subject).inspect_err(|_| {
-            self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
-            self.inner.subjects.give_back(&by.subject, identities::Thing::Session);
-        })?;
-        shard.insert(id, Arc::clone(&live));
-        drop(shard);
-        tracing::info!(session = %session, epoch = %live.epoch(), "session opened");
-        Ok((live, true))
+        Ok(())
+    }
+
+    /// One session less of the subject.
+    fn unreserve(&self, subject: &str) {
+        self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
+        self.inner.subjects.give_back(subject, identities::Thing::Session);
     }
 
     fn links(&self, id: ConnectionId) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Link>>> {

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::Router;
 use super::batch::{Batch, Haste};
-use super::identities::Thing;
 use super::live::{AckTo, Live, Shared};
 use super::members::dismiss;
 use super::seat::Circle;
@@ -301,8 +299,7 @@ impl Router {
         };
         shard.remove(live.id());
         if away == Away::Deleted || !self.inner.log.is_lasting() || !shared.is_there {
-            self.inner.session_count.fetch_sub(1, Ordering::Relaxed);
-            self.inner.subjects.give_back(live.owner(), Thing::Session);
+            self.unreserve(live.owner());
         }
         shared.gone = true;
         let pending = std::mem::take(&mut shared.pending);

@@ -3,11 +3,9 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::Router;
-use super::identities::Thing;
 use super::kept::Kept;
 use super::live::{Live, Origin};
 use super::sessions::Away;
@@ -151,31 +149,23 @@ impl Router {
     }
 
     fn take_in(&self, id: &Str, extent: Extent, profile: &Profile, owner: &str) -> Result<Arc<Live>, Refusal> {
-        let limit = self.limits().sessions;
         let mut shard = self.shard(id);
         if shard.contains_key(id) {
             return Err(exists(id));
         }
-        if self.session_count() >= limit {
-            let text = format!("the gateway has {limit} sessions, the most it may have");
-            return Err(Refusal::limit(
-                Reason::TooManySessions,
-                text,
-                ("limits.sessions", limit as u64),
-            ));
-        }
+        // The subject has it whether it may make one more or not.
+        let subject = Str::from(owner);
+        self.reserve(&subject, usize::MAX)?;
         let now = self.now();
         // Nobody writes to it meanwhile, and if the process ends it is not taken for the whole.
         let closed = profile.clone().closed(now.wall);
         let data = Kept::new((&extent.epoch, owner), &closed, now.wall).write();
-        let life = self.inner.log.create(id, data, extent.first)?;
+        let created = self.inner.log.create(id, data, extent.first);
+        let life = created.inspect_err(|_| self.unreserve(&subject))?;
         let limits = Arc::clone(&self.inner.limits);
         let machine = Session::restore(id.clone(), extent, closed, Arc::clone(&limits));
         let live = Arc::new(Live::new(machine, &Origin { owner, life }, limits, now.mono));
         shard.insert(id.clone(), Arc::clone(&live));
-        drop(shard);
-        self.inner.session_count.fetch_add(1, Ordering::Relaxed);
-        self.inner.subjects.give(&Str::from(owner), Thing::Session);
         Ok(live)
     }
 
